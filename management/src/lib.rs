@@ -1,0 +1,232 @@
+//! Types of the management API: HTTP/1.1 and JSON on the brokers' internal listener.
+//!
+//! The operator and the command line speak it; every broker answers, and forwards to the controller what only the
+//! controller can decide. Paths start with [`API_PREFIX`]; a breaking change gets a new prefix beside the old one.
+//! Field names are camelCase on the wire. Unknown fields are ignored, so that either side may be newer.
+
+pub mod kafka_uuid;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+/// First path segment of every request, and the version of this API.
+pub const API_PREFIX: &str = "/v1";
+
+/// What a broker says about itself without asking anyone: `GET /v1/identity`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// Cluster the volume was formatted for, in Kafka's 22-character form.
+    pub cluster_id: String,
+    /// Random uuid of the data volume, made when it was formatted.
+    pub volume_uuid: String,
+    /// Raft node id derived from the volume; decimal text, as JSON numbers lose precision beyond 2^53.
+    pub raft_node_id: String,
+    /// Kafka broker id, once the quorum has granted one.
+    pub broker_id: Option<i32>,
+    /// `host:port` of the internal listener, as other brokers reach it.
+    pub address: String,
+    /// Version of the broker binary.
+    pub version: String,
+    /// Whether this broker's Raft node belongs to a formed quorum.
+    pub member_of_quorum: bool,
+}
+
+/// One voter of a quorum to be formed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Voter {
+    /// See [`Identity::raft_node_id`].
+    pub raft_node_id: String,
+    /// See [`Identity::address`].
+    pub address: String,
+}
+
+/// Forms the metadata quorum, once in the life of a cluster: `POST /v1/quorum/bootstrap`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BootstrapQuorum {
+    /// Must equal the cluster id on the volume of the broker that is asked.
+    pub cluster_id: String,
+    /// All first voters; the broker that is asked must be among them.
+    pub voters: Vec<Voter>,
+}
+
+/// The fleet as the metadata quorum sees it: `GET /v1/cluster`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterView {
+    /// See [`Identity::cluster_id`].
+    pub cluster_id: String,
+    /// Broker that leads the metadata quorum, if it has registered.
+    pub controller_id: Option<i32>,
+    /// All registered brokers, by id.
+    pub brokers: Vec<BrokerView>,
+    /// Raft voters and learners.
+    pub quorum: QuorumView,
+    /// Number of topics, internal ones included.
+    pub topic_count: u64,
+    /// Number of partitions of all topics.
+    pub partition_count: u64,
+    /// Partitions without a leader.
+    pub offline_partition_count: u64,
+}
+
+/// One registered broker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerView {
+    /// Kafka broker id.
+    pub broker_id: i32,
+    /// See [`Identity::volume_uuid`].
+    pub volume_uuid: String,
+    /// See [`Identity::raft_node_id`].
+    pub raft_node_id: String,
+    /// `host:port` of its internal listener.
+    pub address: String,
+    /// Version of its binary.
+    pub version: String,
+    /// Rack used for placement, if known.
+    pub rack: Option<String>,
+    /// A fenced broker leads nothing and is not shown to clients.
+    pub fenced: bool,
+    /// Number of partitions it leads.
+    pub leader_count: u64,
+    /// Number of replicas assigned to it.
+    pub replica_count: u64,
+}
+
+/// Members of the metadata quorum, by Raft node id in decimal text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QuorumView {
+    /// Raft node id of the leader.
+    pub leader: Option<String>,
+    /// Members that vote.
+    pub voters: BTreeSet<String>,
+    /// Members that only follow the log.
+    pub learners: BTreeSet<String>,
+}
+
+/// Tells the controller where a broker runs: `PUT /v1/brokers/{id}/rack`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SetRack {
+    /// New rack; `None` clears it.
+    pub rack: Option<String>,
+}
+
+/// The Kubernetes object that manages a topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TopicOwner {
+    /// Namespace of the Topic object.
+    pub namespace: String,
+    /// Name of the Topic object.
+    pub name: String,
+    /// Uid of the Topic object; ownership is decided by it.
+    pub uid: String,
+}
+
+/// Brings a topic to the wanted state, creating it when absent: `PUT /v1/topics/{name}`.
+///
+/// Unset fields stay unmanaged: they take the cluster's default when the topic is created and are left alone after.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApplyTopic {
+    /// Who asks. A topic owned by another uid is refused with [`code::OWNED_BY_ANOTHER`].
+    pub owner: TopicOwner,
+    /// Wanted number of partitions; never fewer than there are.
+    pub partitions: Option<i32>,
+    /// Wanted replicas per partition.
+    pub replicas: Option<i16>,
+    /// Topic configuration to set. Keys set through an earlier apply and absent now are reset; others are left alone.
+    #[serde(default)]
+    pub config: BTreeMap<String, String>,
+    /// Take over a topic that exists and has no owner.
+    #[serde(default)]
+    pub adopt: bool,
+}
+
+/// Answer to [`ApplyTopic`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApplyTopicResult {
+    /// Whether anything was written to the metadata log.
+    pub changed: bool,
+    /// The topic as it is now.
+    pub topic: TopicView,
+}
+
+/// A topic as the metadata image has it: `GET /v1/topics/{name}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TopicView {
+    /// Kafka topic name.
+    pub name: String,
+    /// Topic id in Kafka's 22-character form.
+    pub topic_id: String,
+    /// Managing object, if any.
+    pub owner: Option<TopicOwner>,
+    /// Number of partitions.
+    pub partitions: i32,
+    /// Replicas per partition; the smallest where they differ.
+    pub replicas: i16,
+    /// Partitions without a leader.
+    pub offline_partitions: i32,
+    /// Partitions with fewer in-sync replicas than assigned ones.
+    pub under_replicated_partitions: i32,
+    /// Dynamic topic configuration.
+    pub config: BTreeMap<String, String>,
+}
+
+/// Gives a topic up without deleting it: `POST /v1/topics/{name}/release`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReleaseTopic {
+    /// Uid of the object that owns the topic so far.
+    pub owner_uid: String,
+}
+
+/// Body of every answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiError {
+    /// One of the constants in [`code`].
+    pub code: String,
+    /// What was wrong and what to do, for people.
+    pub message: String,
+}
+
+/// Values of [`ApiError::code`]; CamelCase, so that they serve as condition reasons too.
+pub mod code {
+    /// The request names another cluster than the volume belongs to.
+    pub const CLUSTER_ID_MISMATCH: &str = "ClusterIdMismatch";
+    /// The broker that was asked to form a quorum is not one of its voters.
+    pub const NOT_A_VOTER: &str = "NotAVoter";
+    /// The broker belongs to a quorum with other voters already.
+    pub const ALREADY_MEMBER: &str = "AlreadyMember";
+    /// The quorum has no leader, or it cannot be reached; try again.
+    pub const QUORUM_UNAVAILABLE: &str = "QuorumUnavailable";
+    /// No such topic.
+    pub const TOPIC_NOT_FOUND: &str = "TopicNotFound";
+    /// Another object manages the topic.
+    pub const OWNED_BY_ANOTHER: &str = "OwnedByAnother";
+    /// The topic exists without an owner and adoption was not asked for.
+    pub const NOT_ADOPTED: &str = "NotAdopted";
+    /// Fewer partitions were asked for than exist.
+    pub const PARTITIONS_SHRINK: &str = "PartitionsShrink";
+    /// More replicas than brokers, or a change of replicas that is not supported.
+    pub const INVALID_REPLICATION_FACTOR: &str = "InvalidReplicationFactor";
+    /// An unknown configuration key or a value that it does not take.
+    pub const INVALID_CONFIG: &str = "InvalidConfig";
+    /// The topic name is not a legal one.
+    pub const INVALID_TOPIC_NAME: &str = "InvalidTopicName";
+    /// A broker may not register as it asked.
+    pub const REGISTRATION_REFUSED: &str = "RegistrationRefused";
+    /// No such broker.
+    pub const BROKER_NOT_FOUND: &str = "BrokerNotFound";
+    /// The request could not be read.
+    pub const BAD_REQUEST: &str = "BadRequest";
+}
