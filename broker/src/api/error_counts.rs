@@ -1,0 +1,70 @@
+//! Error codes in answers, for metrics.
+
+use millrace_protocol::messages::{
+    ApiVersionsResponse, CreatePartitionsResponse, CreateTopicsResponse, DeleteTopicsResponse,
+    DescribeClusterResponse, DescribeConfigsResponse, DescribeTopicPartitionsResponse, FetchResponse,
+    FindCoordinatorResponse, IncrementalAlterConfigsResponse, InitProducerIdResponse, ListOffsetsResponse,
+    MetadataResponse, ProduceResponse,
+};
+
+/// An answer that can say which errors it holds.
+pub(super) trait ErrorCodes {
+    /// Calls `visit` with each code, 0 included.
+    fn error_codes(&self, visit: &mut dyn FnMut(i16));
+}
+
+macro_rules! top_level {
+    ($($response:ty),*) => {$(
+        impl ErrorCodes for $response {
+            fn error_codes(&self, visit: &mut dyn FnMut(i16)) {
+                visit(self.error_code);
+            }
+        }
+    )*};
+}
+
+macro_rules! one_level {
+    ($($response:ty: $list:ident),*) => {$(
+        impl ErrorCodes for $response {
+            fn error_codes(&self, visit: &mut dyn FnMut(i16)) {
+                self.$list.iter().for_each(|part| visit(part.error_code));
+            }
+        }
+    )*};
+}
+
+macro_rules! two_levels {
+    ($($response:ty: $list:ident.$inner:ident),*) => {$(
+        impl ErrorCodes for $response {
+            fn error_codes(&self, visit: &mut dyn FnMut(i16)) {
+                self.$list.iter().flat_map(|part| &part.$inner).for_each(|part| visit(part.error_code));
+            }
+        }
+    )*};
+}
+
+top_level!(ApiVersionsResponse, DescribeClusterResponse, InitProducerIdResponse);
+one_level!(
+    CreateTopicsResponse: topics,
+    DeleteTopicsResponse: responses,
+    CreatePartitionsResponse: results,
+    DescribeConfigsResponse: results,
+    IncrementalAlterConfigsResponse: responses,
+    DescribeTopicPartitionsResponse: topics,
+    MetadataResponse: topics
+);
+two_levels!(ProduceResponse: responses.partition_responses, ListOffsetsResponse: topics.partitions);
+
+impl ErrorCodes for FetchResponse {
+    fn error_codes(&self, visit: &mut dyn FnMut(i16)) {
+        visit(self.error_code);
+        self.responses.iter().flat_map(|topic| &topic.partitions).for_each(|part| visit(part.error_code));
+    }
+}
+
+impl ErrorCodes for FindCoordinatorResponse {
+    fn error_codes(&self, visit: &mut dyn FnMut(i16)) {
+        visit(self.error_code);
+        self.coordinators.iter().for_each(|part| visit(part.error_code));
+    }
+}

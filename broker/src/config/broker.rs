@@ -1,0 +1,498 @@
+//! The typed configuration of one broker.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use millrace_management::kafka_uuid;
+use uuid::Uuid;
+
+use super::error::ConfigError;
+use super::listeners::{self, FleetListener, HostPort, ListenerConfig, TLS_SUFFIXES};
+use super::properties;
+use super::registry;
+use super::value::elements;
+
+/// Cluster id of `millrace-broker dev`: such a cluster is alone, and its folder can be moved or copied.
+const DEV_CLUSTER_ID: Uuid = Uuid::from_u128(0x6d69_6c6c_7261_4365_8000_0064_6576_0001);
+
+/// What a broker is set to; made by [`BrokerConfig::from_properties`] or [`BrokerConfig::dev`], then never changed.
+///
+/// Each field names the key that it comes from; the registry has their meanings, defaults and bounds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BrokerConfig {
+    /// `cluster.id`.
+    pub cluster_id: Uuid,
+    /// `node.id`: the broker id to ask the quorum for.
+    pub requested_broker_id: i32,
+    /// `log.dirs`, which is one directory.
+    pub data_dir: PathBuf,
+    /// Listeners for clients, from `listeners` and what belongs to it.
+    pub listeners: Vec<ListenerConfig>,
+    /// Listener of the fleet.
+    pub fleet: FleetListener,
+    /// `controller.quorum.bootstrap.servers`.
+    pub quorum_bootstrap_servers: Vec<HostPort>,
+    /// `health.listener`.
+    pub health: Option<HostPort>,
+    /// `broker.rack`.
+    pub rack: Option<String>,
+    /// `broker.session.timeout.ms`.
+    pub session_timeout: Duration,
+    /// `broker.heartbeat.interval.ms`.
+    pub heartbeat_interval: Duration,
+    /// `controlled.shutdown.enable`.
+    pub controlled_shutdown: bool,
+    /// `request.timeout.ms`.
+    pub request_timeout: Duration,
+    /// Bounds on connections and what arrives on them.
+    pub connections: ConnectionLimits,
+    /// `fetch.max.bytes`.
+    pub fetch_max_bytes: i32,
+    /// `max.request.partition.size.limit`.
+    pub max_partitions_per_answer: i32,
+    /// `auto.create.topics.enable`.
+    pub auto_create_topics: bool,
+    /// `delete.topic.enable`.
+    pub delete_topics: bool,
+    /// `num.partitions`.
+    pub num_partitions: i32,
+    /// `default.replication.factor`.
+    pub default_replication_factor: i16,
+    /// `log.retention.check.interval.ms`.
+    pub retention_check_interval: Duration,
+    /// `producer.id.expiration.ms`.
+    pub producer_id_expiration: Duration,
+    /// Every key that was set, in the form in which it is shown.
+    settings: BTreeMap<String, String>,
+}
+
+/// Bounds on client connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// `max.connections`.
+    pub max_connections: usize,
+    /// `max.connections.per.ip`.
+    pub max_connections_per_ip: usize,
+    /// `connections.max.idle.ms`; `None` means never.
+    pub max_idle: Option<Duration>,
+    /// `socket.request.max.bytes`.
+    pub max_request_bytes: usize,
+    /// `socket.listen.backlog.size`.
+    pub listen_backlog: u32,
+}
+
+impl BrokerConfig {
+    /// Reads a configuration file's text. `env` looks up environment variables.
+    pub fn from_properties(
+        text: &str,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Vec<ConfigError>> {
+        let properties = properties::parse(text, env)?;
+        let mut errors = Vec::new();
+        let mut settings = BTreeMap::new();
+        let mut listener_keys = Vec::new();
+        for property in properties {
+            if let Some(rest) = property.key.strip_prefix("listener.name.") {
+                match rest.split_once('.') {
+                    Some((listener, suffix)) if TLS_SUFFIXES.contains(&suffix) => {
+                        listener_keys.push((
+                            listener.to_ascii_uppercase(),
+                            property.key.clone(),
+                            property.line,
+                        ));
+                        settings.insert(property.key, property.value);
+                    }
+                    _ => {
+                        let message = format!("unknown key; a listener can have {}", TLS_SUFFIXES.join(", "));
+                        errors.push(ConfigError::of_key(&property.key, message).at(property.line));
+                    }
+                }
+                continue;
+            }
+            let outcome = match registry::broker_key(&property.key) {
+                Some(key) => key.canonical(&property.value),
+                None => Err(registry::unknown_broker_key(&property.key)),
+            };
+            match outcome {
+                Ok(value) => {
+                    settings.insert(property.key, value);
+                }
+                Err(message) => errors.push(ConfigError::of_key(&property.key, message).at(property.line)),
+            }
+        }
+        let built = Self::build(settings, &mut errors);
+        if let Some(config) = &built {
+            for (listener, key, line) in listener_keys {
+                if listener != config.fleet.name {
+                    let message = format!("only listener {} can have certificates so far", config.fleet.name);
+                    errors.push(ConfigError::of_key(&key, message).at(line));
+                }
+            }
+        }
+        match built {
+            Some(config) if errors.is_empty() => Ok(config),
+            _ => Err(errors),
+        }
+    }
+
+    /// A broker for one machine that needs nothing: alone in its quorum, clients on `localhost:port`, no TLS.
+    ///
+    /// Port 0 takes a free port, for tests. The fleet listener always takes a free one, as nobody else uses it.
+    pub fn dev(data_dir: &Path, port: u16) -> Self {
+        Self::dev_with(data_dir, port, &[]).expect("the configuration for development is valid")
+    }
+
+    /// The same with settings of the user's own, each as `key=value`.
+    ///
+    /// # Errors
+    /// All mistakes in the settings.
+    pub fn dev_with(data_dir: &Path, port: u16, settings: &[String]) -> Result<Self, Vec<ConfigError>> {
+        let text = format!(
+            "cluster.id={}\nnode.id=0\nlog.dirs=/dev/null\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},FLEET://127.0.0.1:0\n\
+             advertised.listeners=PLAINTEXT://localhost:{port},FLEET://localhost:0\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,FLEET:PLAINTEXT\n\
+             controller.quorum.bootstrap.servers=localhost:0\n\
+             {}\n",
+            kafka_uuid::format(DEV_CLUSTER_ID),
+            settings.join("\n")
+        );
+        let mut config = Self::from_properties(&text, &|_| None)?;
+        // Not written into the text, as a path may hold characters that mean something there.
+        config.settings.insert("log.dirs".to_owned(), data_dir.display().to_string());
+        config.data_dir = data_dir.to_path_buf();
+        // Nobody else to ask.
+        config.quorum_bootstrap_servers.clear();
+        Ok(config)
+    }
+
+    /// Value that `key` was set to in the file, in the form in which it is shown.
+    pub fn setting(&self, key: &str) -> Option<&str> {
+        self.settings.get(key).map(String::as_str)
+    }
+
+    /// Keys with a prefix for one listener, which are in no table, as they were set.
+    pub fn listener_settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        let settings = self.settings.iter().filter(|(key, _)| key.starts_with("listener.name."));
+        settings.map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    fn build(settings: BTreeMap<String, String>, errors: &mut Vec<ConfigError>) -> Option<Self> {
+        let get = |key: &str| -> Option<&str> {
+            let set = settings.get(key).map(String::as_str);
+            set.or_else(|| registry::broker_key(key).and_then(|key| key.default))
+        };
+        let values = Values { settings: &settings };
+        let listeners = listeners::read(&get, errors);
+        let cluster_id = cluster_id(get("cluster.id"), errors);
+        let node_id = values.number("node.id");
+        if !settings.contains_key("node.id") {
+            errors.push(ConfigError::of_key(
+                "node.id",
+                "not set; give the broker id that this broker asks for",
+            ));
+        }
+        let data_dir = data_dir(get("log.dirs"), errors);
+        let quorum_bootstrap_servers = bootstrap_servers(get("controller.quorum.bootstrap.servers"), errors);
+        let health = health(get("health.listener"), listeners.as_ref(), errors);
+        let session_timeout = values.millis("broker.session.timeout.ms");
+        let heartbeat_interval = values.millis("broker.heartbeat.interval.ms");
+        if heartbeat_interval * 2 > session_timeout {
+            let message = "more than half of broker.session.timeout.ms, so that one lost heartbeat would take the \
+                           broker out of service; lower it or raise the timeout";
+            errors.push(ConfigError::of_key("broker.heartbeat.interval.ms", message));
+        }
+        if !errors.is_empty() {
+            return None;
+        }
+        let (listeners, fleet) = listeners?;
+        Some(Self {
+            cluster_id: cluster_id?,
+            requested_broker_id: node_id,
+            data_dir: data_dir?,
+            listeners,
+            fleet,
+            quorum_bootstrap_servers,
+            health,
+            rack: get("broker.rack").filter(|rack| !rack.is_empty()).map(str::to_owned),
+            session_timeout,
+            heartbeat_interval,
+            controlled_shutdown: values.flag("controlled.shutdown.enable"),
+            request_timeout: values.millis("request.timeout.ms"),
+            connections: ConnectionLimits {
+                max_connections: values.number("max.connections"),
+                max_connections_per_ip: values.number("max.connections.per.ip"),
+                max_idle: values.optional_millis("connections.max.idle.ms"),
+                max_request_bytes: values.number("socket.request.max.bytes"),
+                listen_backlog: values.number("socket.listen.backlog.size"),
+            },
+            fetch_max_bytes: values.number("fetch.max.bytes"),
+            max_partitions_per_answer: values.number("max.request.partition.size.limit"),
+            auto_create_topics: values.flag("auto.create.topics.enable"),
+            delete_topics: values.flag("delete.topic.enable"),
+            num_partitions: values.number("num.partitions"),
+            default_replication_factor: values.number("default.replication.factor"),
+            retention_check_interval: values.millis("log.retention.check.interval.ms"),
+            producer_id_expiration: values.millis("producer.id.expiration.ms"),
+            settings,
+        })
+    }
+}
+
+/// Typed access to settings that have passed their checks, with the registry's defaults.
+struct Values<'a> {
+    settings: &'a BTreeMap<String, String>,
+}
+
+impl Values<'_> {
+    fn text(&self, key: &str) -> &str {
+        let default = || registry::broker_key(key).and_then(|key| key.default).unwrap_or_default();
+        self.settings.get(key).map_or_else(default, String::as_str)
+    }
+
+    /// A number that the registry's bounds make fit; zero when it was refused, which is reported elsewhere.
+    fn number<N: TryFrom<i64> + Default>(&self, key: &str) -> N {
+        let number: i64 = self.text(key).parse().unwrap_or_default();
+        N::try_from(number).unwrap_or_default()
+    }
+
+    fn flag(&self, key: &str) -> bool {
+        self.text(key) == "true"
+    }
+
+    fn millis(&self, key: &str) -> Duration {
+        Duration::from_millis(self.number(key))
+    }
+
+    /// `None` where the number is negative, which means no limit.
+    fn optional_millis(&self, key: &str) -> Option<Duration> {
+        let number: i64 = self.number(key);
+        u64::try_from(number).ok().map(Duration::from_millis)
+    }
+}
+
+fn cluster_id(text: Option<&str>, errors: &mut Vec<ConfigError>) -> Option<Uuid> {
+    let Some(text) = text else {
+        let message =
+            "not set; every broker of a cluster has the same one, made once (22 characters of base64)";
+        errors.push(ConfigError::of_key("cluster.id", message));
+        return None;
+    };
+    let id = kafka_uuid::parse(text).filter(|id| !id.is_nil());
+    if id.is_none() && !text.is_empty() {
+        let message =
+            format!("{text:?} is not a cluster id, which is a uuid in 22 characters of URL-safe base64");
+        errors.push(ConfigError::of_key("cluster.id", message));
+    }
+    id
+}
+
+fn data_dir(text: Option<&str>, errors: &mut Vec<ConfigError>) -> Option<PathBuf> {
+    let message = match elements(text.unwrap_or_default()).as_slice() {
+        [] => "not set; give the directory of the data volume".to_owned(),
+        [""] => "the value is empty; give the directory of the data volume".to_owned(),
+        [one] => return Some(PathBuf::from(one)),
+        several => format!("{} directories; a broker has exactly one data volume", several.len()),
+    };
+    errors.push(ConfigError::of_key("log.dirs", message));
+    None
+}
+
+fn bootstrap_servers(text: Option<&str>, errors: &mut Vec<ConfigError>) -> Vec<HostPort> {
+    const KEY: &str = "controller.quorum.bootstrap.servers";
+    let mut servers = Vec::new();
+    for element in elements(text.unwrap_or_default()) {
+        match HostPort::parse(element).filter(|server| !server.host.is_empty()) {
+            Some(server) => servers.push(server),
+            None => {
+                errors.push(ConfigError::of_key(KEY, format!("{element:?} is not of the form host:port")))
+            }
+        }
+    }
+    if text.is_none_or(|text| text.is_empty()) {
+        let message = "not set; list the fleet listeners of all brokers, as host:port";
+        errors.push(ConfigError::of_key(KEY, message));
+    }
+    servers
+}
+
+fn health(
+    text: Option<&str>,
+    listeners: Option<&(Vec<ListenerConfig>, FleetListener)>,
+    errors: &mut Vec<ConfigError>,
+) -> Option<HostPort> {
+    const KEY: &str = "health.listener";
+    let text = text.filter(|text| !text.is_empty())?;
+    let Some(address) = HostPort::parse(text) else {
+        errors.push(ConfigError::of_key(KEY, format!("{text:?} is not of the form host:port")));
+        return None;
+    };
+    if let Some((clients, fleet)) = listeners {
+        let binds = clients.iter().map(|listener| &listener.bind).chain([&fleet.bind]);
+        if address.port != 0 && binds.into_iter().any(|bind| bind.port == address.port) {
+            errors.push(ConfigError::of_key(KEY, format!("port {} belongs to a listener", address.port)));
+        }
+    }
+    Some(address)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = "\
+cluster.id=MkU3OEVBNTcwNTJENDM2Qg
+node.id=2
+log.dirs=/var/lib/millrace
+listeners=INTERNAL://0.0.0.0:9092,EXTERNAL://0.0.0.0:9094,FLEET://0.0.0.0:9093
+advertised.listeners=INTERNAL://demo-broker-2.demo-brokers.ns.svc:9092,EXTERNAL://localhost:30102,FLEET://demo-broker-2.demo-brokers.ns.svc:9093
+listener.security.protocol.map=INTERNAL:PLAINTEXT,EXTERNAL:PLAINTEXT,FLEET:SSL
+inter.broker.listener.name=FLEET
+listener.name.fleet.ssl.certificate.location=/etc/millrace/tls/tls.crt
+listener.name.fleet.ssl.key.location=/etc/millrace/tls/tls.key
+listener.name.fleet.ssl.ca.location=/etc/millrace/tls/ca.crt
+controller.quorum.bootstrap.servers=demo-broker-0.demo-brokers.ns.svc:9093,demo-broker-1.demo-brokers.ns.svc:9093
+health.listener=0.0.0.0:8080
+";
+
+    fn read(text: &str) -> Result<BrokerConfig, Vec<ConfigError>> {
+        BrokerConfig::from_properties(text, &|_| None)
+    }
+
+    /// The whole file with the line that starts with `key` replaced; the mistakes in it, one a line.
+    fn mistakes(replacements: &[(&str, &str)]) -> String {
+        let mut text = WHOLE.to_owned();
+        for (key, line) in replacements {
+            let lines: Vec<&str> =
+                text.lines().filter(|line| !line.starts_with(key)).chain([*line]).collect();
+            text = lines.join("\n");
+        }
+        let errors = read(&text).expect_err("the configuration has a mistake");
+        errors.iter().map(|error| format!("{error}\n")).collect()
+    }
+
+    #[test]
+    fn reads_what_the_operator_renders() {
+        let config = read(&format!("{WHOLE}default.replication.factor=3\nmin.insync.replicas=2\n")).unwrap();
+        assert_eq!(config.requested_broker_id, 2);
+        assert_eq!(config.data_dir, PathBuf::from("/var/lib/millrace"));
+        assert_eq!(config.default_replication_factor, 3);
+        assert_eq!(config.setting("min.insync.replicas"), Some("2"));
+        let [internal, external] = config.listeners.as_slice() else { panic!("{:?}", config.listeners) };
+        assert_eq!((internal.name.as_str(), internal.bind.port), ("INTERNAL", 9092));
+        assert_eq!(external.advertised, HostPort { host: "localhost".to_owned(), port: 30102 });
+        assert_eq!(config.fleet.tls.unwrap().key, PathBuf::from("/etc/millrace/tls/tls.key"));
+        assert_eq!(config.quorum_bootstrap_servers.len(), 2);
+        assert_eq!(config.health.unwrap().port, 8080);
+        assert_eq!(config.session_timeout, Duration::from_secs(9));
+        assert_eq!(config.connections.max_request_bytes, 100 << 20);
+    }
+
+    #[test]
+    fn dev_needs_nothing_but_a_folder() {
+        let config = BrokerConfig::dev(Path::new("/tmp/a b=c"), 9092);
+        assert_eq!(config.data_dir, PathBuf::from("/tmp/a b=c"));
+        assert_eq!(config.listeners[0].advertised.to_string(), "localhost:9092");
+        assert_eq!(config.fleet.tls, None);
+        assert_eq!(config.quorum_bootstrap_servers, []);
+        assert_eq!(config.default_replication_factor, 1);
+    }
+
+    #[test]
+    fn reports_all_mistakes_at_once_with_their_lines() {
+        let errors =
+            read(&format!("{WHOLE}num.partition=3\nfetch.max.bytes=1\nprocess.roles=broker\n")).unwrap_err();
+        let text = super::super::report(&errors);
+        assert!(text.starts_with("the configuration has 3 mistakes:"), "{text}");
+        assert!(text.contains("line 13: num.partition: unknown key; did you mean num.partitions?"), "{text}");
+        assert!(text.contains("line 14: fetch.max.bytes: 1 is too small; it must be 1024 or more"), "{text}");
+        assert!(
+            text.contains("line 15: process.roles: this key of Apache Kafka does not exist here"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn an_empty_file_names_every_key_that_is_needed() {
+        let text: String = read("").unwrap_err().iter().map(|error| format!("{error}\n")).collect();
+        for key in ["listeners", "cluster.id", "node.id", "log.dirs", "controller.quorum.bootstrap.servers"] {
+            assert!(text.contains(&format!("{key}: not set")), "{key} in {text}");
+        }
+    }
+
+    #[test]
+    fn the_cluster_id_is_a_uuid_in_base64() {
+        let text = mistakes(&[("cluster.id", "cluster.id=demo")]);
+        assert!(text.contains("cluster.id: \"demo\" is not a cluster id"), "{text}");
+    }
+
+    #[test]
+    fn there_is_exactly_one_data_directory() {
+        let text = mistakes(&[("log.dirs", "log.dirs=/a,/b")]);
+        assert!(text.contains("log.dirs: 2 directories; a broker has exactly one data volume"), "{text}");
+    }
+
+    #[test]
+    fn every_listener_is_advertised_and_every_advertised_one_exists() {
+        let text = mistakes(&[(
+            "advertised.listeners",
+            "advertised.listeners=INTERNAL://a:1,OTHER://b:2,FLEET://c:3",
+        )]);
+        assert!(text.contains("OTHER is no listener"), "{text}");
+        assert!(text.contains("has no address for listener EXTERNAL; add EXTERNAL://host:port"), "{text}");
+        let text = mistakes(&[("advertised.listeners", "")]);
+        assert!(text.contains("nobody can connect to 0.0.0.0:9092, where INTERNAL listens"), "{text}");
+    }
+
+    #[test]
+    fn the_fleet_listener_exists_and_has_its_files() {
+        let text = mistakes(&[("inter.broker.listener.name", "inter.broker.listener.name=BROKERS")]);
+        assert!(text.contains("BROKERS is no listener; add BROKERS://0.0.0.0:9093 to listeners"), "{text}");
+        let text = mistakes(&[("listener.name.fleet.ssl.ca", ""), ("listener.name.fleet.ssl.key", "")]);
+        assert!(text.contains("listener.name.fleet.ssl.ca.location: not set"), "{text}");
+        assert!(text.contains("listener.name.fleet.ssl.key.location: not set"), "{text}");
+    }
+
+    #[test]
+    fn listeners_do_not_share_a_port_with_each_other_or_the_health_server() {
+        let text = mistakes(&[("listeners=", "listeners=INTERNAL://:9092,EXTERNAL://:9092,FLEET://:9093")]);
+        assert!(text.contains("INTERNAL and EXTERNAL are both on port 9092"), "{text}");
+        let text = mistakes(&[("health.listener", "health.listener=0.0.0.0:9093")]);
+        assert!(text.contains("health.listener: port 9093 belongs to a listener"), "{text}");
+    }
+
+    #[test]
+    fn listener_protocols_are_known_and_available() {
+        let map = "listener.security.protocol.map=INTERNAL:PLAINTEXT,EXTERNAL:SSL,FLEET:SSL";
+        assert!(mistakes(&[("listener.security", map)]).contains("can only be PLAINTEXT so far"));
+        let map = "listener.security.protocol.map=INTERNAL:SASL_SSL,EXTERNAL:PLAINTEXT,FLEET:SSL";
+        assert!(mistakes(&[("listener.security", map)]).contains("SASL is not available yet"));
+        let map = "listener.security.protocol.map=INTERNAL:PLAINTEXT,FLEET:SSL";
+        assert!(mistakes(&[("listener.security", map)]).contains("says nothing of listener EXTERNAL"));
+    }
+
+    #[test]
+    fn keys_of_a_listener_are_known_and_belong_to_the_fleet() {
+        let text = mistakes(&[("#", "listener.name.fleet.ssl.cert=x")]);
+        assert!(text.contains("a listener can have ssl.certificate.location"), "{text}");
+        let text = mistakes(&[("#", "listener.name.external.ssl.ca.location=x")]);
+        assert!(text.contains("only listener FLEET can have certificates so far"), "{text}");
+    }
+
+    #[test]
+    fn a_heartbeat_may_get_lost() {
+        let text = mistakes(&[("#", "broker.heartbeat.interval.ms=9000")]);
+        assert!(
+            text.contains("broker.heartbeat.interval.ms: more than half of broker.session.timeout.ms"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn negative_idle_time_means_never() {
+        let config = read(&format!("{WHOLE}connections.max.idle.ms=-1\n")).unwrap();
+        assert_eq!(config.connections.max_idle, None);
+    }
+}

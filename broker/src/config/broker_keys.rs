@@ -1,0 +1,144 @@
+//! The keys of a broker's configuration file.
+
+use super::registry::KeyDef;
+use super::value::Check::{self, AtLeast, Between, BetweenOrDefault, ListOf, NotEmpty, OneOf, Ratio};
+use super::value::Kind::{Boolean, Double, Int, List, Long, Short, String};
+
+const SEGMENTS: &str = "the record store does not work that way";
+const SYNC: &str = "every acknowledged record is on disk already, see log.durability";
+const LEVELS: &str = "each codec has a fixed level";
+const COMPACTION: &str = "logs are not compacted yet";
+const GROUPS: &str = "there is no group coordinator yet";
+const TRANSACTIONS: &str = "there is no transaction coordinator yet";
+const REPLICATION: &str = "partitions are not replicated yet";
+const TIERS: &str = "there is no tiered storage";
+
+const FOREVER: &str = "9223372036854775807";
+const NO_LIMIT: &str = "2147483647";
+const CODECS: Check = OneOf(&["uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"]);
+
+/// Sorted by name.
+pub(super) const BROKER_KEYS: &[KeyDef] = &[
+    KeyDef::unset("advertised.listeners", List, "Addresses that clients are told to connect to, one for each listener; without it those of listeners."),
+    KeyDef::new("auto.create.topics.enable", Boolean, "true", "Whether a topic comes to be when a client asks for its metadata and allows it."),
+    KeyDef::new("broker.heartbeat.interval.ms", Int, "2000", "Time between two heartbeats to the controller.").check(AtLeast(1)),
+    KeyDef::unset("broker.rack", String, "Rack or zone of this broker; replicas of a partition are spread over racks."),
+    KeyDef::new("broker.session.timeout.ms", Int, "9000", "Silence after which the controller takes this broker out of service.").check(AtLeast(1)),
+    KeyDef::unset("cluster.id", String, "Id of the cluster: a uuid in 22 characters of URL-safe base64. A volume of another cluster is refused.").check(NotEmpty),
+    KeyDef::new("compression.gzip.level", Int, "-1", "Level used when the broker compresses with gzip.").check(BetweenOrDefault(1, 9)).dynamic().no_effect_yet(LEVELS),
+    KeyDef::new("compression.lz4.level", Int, "9", "Level used when the broker compresses with lz4.").check(Between(1, 17)).dynamic().no_effect_yet(LEVELS),
+    KeyDef::new("compression.type", String, "producer", "Codec that batches are stored with; producer keeps them as they came.").check(CODECS).dynamic(),
+    KeyDef::new("compression.zstd.level", Int, "3", "Level used when the broker compresses with zstd.").check(Between(-131_072, 22)).dynamic().no_effect_yet(LEVELS),
+    KeyDef::new("connections.max.idle.ms", Long, "600000", "Time after which a connection without traffic is closed; negative means never."),
+    KeyDef::new("controlled.shutdown.enable", Boolean, "true", "Whether a broker that is asked to stop first hands its leaderships over."),
+    KeyDef::unset("controller.quorum.bootstrap.servers", List, "Fleet listeners of brokers that can be asked for the metadata quorum, as host:port."),
+    KeyDef::new("default.replication.factor", Short, "1", "Replicas of a topic whose creator left it open.").check(AtLeast(1)),
+    KeyDef::new("delete.topic.enable", Boolean, "true", "Whether clients may delete topics."),
+    KeyDef::new("fetch.max.bytes", Int, "57671680", "Most record bytes in the answer to one fetch, whatever the client asks for.").check(AtLeast(1024)),
+    KeyDef::new("group.consumer.assignors", List, "uniform,range", "Assignors of the consumer group protocol, the default one first.").no_effect_yet(GROUPS),
+    KeyDef::new("group.consumer.heartbeat.interval.ms", Int, "5000", "Heartbeat interval told to members of consumer groups.").check(AtLeast(1)).no_effect_yet(GROUPS),
+    KeyDef::new("group.consumer.max.heartbeat.interval.ms", Int, "15000", "Largest heartbeat interval a group may ask for.").check(AtLeast(1)).no_effect_yet(GROUPS),
+    KeyDef::new("group.consumer.max.session.timeout.ms", Int, "60000", "Largest session timeout a group may ask for.").check(AtLeast(1)).no_effect_yet(GROUPS),
+    KeyDef::new("group.consumer.max.size", Int, NO_LIMIT, "Most members of one consumer group.").check(AtLeast(1)).no_effect_yet(GROUPS),
+    KeyDef::new("group.consumer.migration.policy", String, "bidirectional", "Which ways groups may change between the classic and the consumer protocol.")
+        .check(OneOf(&["disabled", "downgrade", "upgrade", "bidirectional"]))
+        .no_effect_yet(GROUPS),
+    KeyDef::new("group.consumer.min.heartbeat.interval.ms", Int, "5000", "Smallest heartbeat interval a group may ask for.").check(AtLeast(1)).no_effect_yet(GROUPS),
+    KeyDef::new("group.consumer.min.session.timeout.ms", Int, "45000", "Smallest session timeout a group may ask for.").check(AtLeast(1)).no_effect_yet(GROUPS),
+    KeyDef::new("group.consumer.session.timeout.ms", Int, "45000", "Silence after which a member of a consumer group is removed.").check(AtLeast(1)).no_effect_yet(GROUPS),
+    KeyDef::new("group.coordinator.rebalance.protocols", List, "classic,consumer,streams", "Group protocols that are spoken.")
+        .check(ListOf(&["classic", "consumer", "share", "streams"]))
+        .no_effect_yet(GROUPS),
+    KeyDef::new("group.initial.rebalance.delay.ms", Int, "3000", "How long an empty classic group waits for more members before its first rebalance.").no_effect_yet(GROUPS),
+    KeyDef::new("group.max.session.timeout.ms", Int, "1800000", "Largest session timeout of members of classic groups.").no_effect_yet(GROUPS),
+    KeyDef::new("group.max.size", Int, NO_LIMIT, "Most members of one classic group.").check(AtLeast(1)).no_effect_yet(GROUPS),
+    KeyDef::new("group.min.session.timeout.ms", Int, "6000", "Smallest session timeout of members of classic groups.").no_effect_yet(GROUPS),
+    KeyDef::unset("health.listener", String, "Address, as host:port, of the plain HTTP server for probes and metrics; without it there is none."),
+    KeyDef::new("inter.broker.listener.name", String, "FLEET", "Listener that brokers use among themselves.").check(NotEmpty),
+    KeyDef::new("listener.security.protocol.map", List, "PLAINTEXT:PLAINTEXT,SSL:SSL", "How each listener is secured: NAME:PLAINTEXT or NAME:SSL."),
+    KeyDef::unset("listeners", List, "Addresses to listen on, as NAME://host:port; an empty host means all of them.").check(NotEmpty),
+    KeyDef::new("log.cleaner.delete.retention.ms", Long, "86400000", "How long a tombstone stays readable in a compacted topic.").check(AtLeast(0)).dynamic().no_effect_yet(COMPACTION),
+    KeyDef::new("log.cleaner.max.compaction.lag.ms", Long, FOREVER, "Longest time that a record may wait for compaction.").check(AtLeast(1)).dynamic().no_effect_yet(COMPACTION),
+    KeyDef::new("log.cleaner.min.cleanable.ratio", Double, "0.5", "Share of a log that must be uncompacted before compaction starts.").check(Ratio).dynamic().no_effect_yet(COMPACTION),
+    KeyDef::new("log.cleaner.min.compaction.lag.ms", Long, "0", "Time during which a record is left alone by compaction.").check(AtLeast(0)).dynamic().no_effect_yet(COMPACTION),
+    KeyDef::new("log.cleanup.policy", List, "delete", "How old records go: delete, compact (kept in full so far), or both.").check(ListOf(&["compact", "delete"])).dynamic(),
+    KeyDef::unset("log.dirs", List, "The data volume: exactly one directory.").check(NotEmpty),
+    KeyDef::new("log.durability", String, "fsync", "When a record counts as stored: fsync once it is on the disk, written once the operating system has it.").check(OneOf(&["fsync", "written"])).dynamic(),
+    KeyDef::new("log.flush.interval.messages", Long, FOREVER, "Records after which a log is synced to disk.").check(AtLeast(1)).dynamic().no_effect_yet(SYNC),
+    KeyDef::unset("log.flush.interval.ms", Long, "Time after which a log is synced to disk.").dynamic().no_effect_yet(SYNC),
+    KeyDef::new("log.flush.scheduler.interval.ms", Long, FOREVER, "How often it is checked whether a log needs a sync.").no_effect_yet(SYNC),
+    KeyDef::new("log.index.interval.bytes", Int, "4096", "Bytes of log between two index entries.").check(AtLeast(0)).dynamic().no_effect_yet(SEGMENTS),
+    KeyDef::new("log.index.size.max.bytes", Int, "10485760", "Size of a segment's index files.").check(AtLeast(4)).dynamic().no_effect_yet(SEGMENTS),
+    KeyDef::new("log.local.retention.bytes", Long, "-2", "Size of the part of a tiered log that stays on local disks.").check(AtLeast(-2)).dynamic().no_effect_yet(TIERS),
+    KeyDef::new("log.local.retention.ms", Long, "-2", "Age of the part of a tiered log that stays on local disks.").check(AtLeast(-2)).dynamic().no_effect_yet(TIERS),
+    KeyDef::new("log.message.timestamp.after.max.ms", Long, "3600000", "How far a record's timestamp may lie in the future.").check(AtLeast(0)).dynamic(),
+    KeyDef::new("log.message.timestamp.before.max.ms", Long, FOREVER, "How far a record's timestamp may lie in the past.").check(AtLeast(0)).dynamic(),
+    KeyDef::new("log.message.timestamp.type", String, "CreateTime", "Whose clock dates a record: CreateTime or LogAppendTime.").check(OneOf(&["CreateTime", "LogAppendTime"])).dynamic(),
+    KeyDef::new("log.preallocate", Boolean, "false", "Whether files are allocated before they are filled.").dynamic().no_effect_yet(SEGMENTS),
+    KeyDef::new("log.retention.bytes", Long, "-1", "Size of a partition above which its oldest records go; -1 means no limit.").dynamic(),
+    KeyDef::new("log.retention.check.interval.ms", Long, "300000", "How often it is checked which records are due to go.").check(AtLeast(1)),
+    KeyDef::new("log.retention.hours", Int, "168", "Age in hours at which records go, where neither minutes nor milliseconds are set."),
+    KeyDef::unset("log.retention.minutes", Int, "Age in minutes at which records go, where milliseconds are not set."),
+    KeyDef::unset("log.retention.ms", Long, "Age in milliseconds at which records go; -1 means never.").check(AtLeast(-1)).dynamic(),
+    KeyDef::new("log.roll.hours", Int, "168", "Age in hours at which a segment is closed.").check(AtLeast(1)),
+    KeyDef::new("log.roll.jitter.hours", Int, "0", "Random time in hours taken off the age at which a segment is closed.").check(AtLeast(0)).no_effect_yet(SEGMENTS),
+    KeyDef::unset("log.roll.jitter.ms", Long, "Random time in milliseconds taken off the age at which a segment is closed.").check(AtLeast(0)).dynamic().no_effect_yet(SEGMENTS),
+    KeyDef::unset("log.roll.ms", Long, "Age in milliseconds at which a segment is closed.").check(AtLeast(1)).dynamic(),
+    KeyDef::new("log.segment.bytes", Int, "1073741824", "Size of a segment file; also the largest batch set of one produce request for a partition.").check(AtLeast(1_048_576)).dynamic(),
+    KeyDef::new("log.segment.delete.delay.ms", Long, "60000", "Delay before the files of a deleted log are removed.").check(AtLeast(0)).dynamic().no_effect_yet(SEGMENTS),
+    KeyDef::new("max.connections", Int, NO_LIMIT, "Most client connections at a time, over all listeners; a further one is closed.").check(AtLeast(0)),
+    KeyDef::new("max.connections.per.ip", Int, NO_LIMIT, "Most client connections at a time from one address.").check(AtLeast(0)),
+    KeyDef::new("max.request.partition.size.limit", Int, "2000", "Most partitions in the answer to one DescribeTopicPartitions.").check(AtLeast(1)),
+    KeyDef::new("message.max.bytes", Int, "1048588", "Largest record batch that is accepted, as compressed by the producer.").check(AtLeast(0)).dynamic(),
+    KeyDef::new("min.insync.replicas", Int, "1", "In-sync replicas without which a write with acks=all is refused.").check(AtLeast(1)).dynamic(),
+    KeyDef::unset("node.id", Int, "Broker id that this broker asks for; the metadata quorum grants it.").check(AtLeast(0)),
+    KeyDef::new("num.partitions", Int, "1", "Partitions of a topic whose creator left it open.").check(AtLeast(1)),
+    KeyDef::new("offset.metadata.max.bytes", Int, "4096", "Longest text that may be stored with a committed offset.").no_effect_yet(GROUPS),
+    KeyDef::new("offsets.commit.timeout.ms", Int, "5000", "How long an offset commit may wait for replicas.").check(AtLeast(1)).no_effect_yet(GROUPS),
+    KeyDef::new("offsets.retention.check.interval.ms", Long, "600000", "How often it is checked which committed offsets are due to go.").check(AtLeast(1)).no_effect_yet(GROUPS),
+    KeyDef::new("offsets.retention.minutes", Int, "10080", "How long committed offsets outlive their group.").check(AtLeast(1)).no_effect_yet(GROUPS),
+    KeyDef::new("offsets.topic.num.partitions", Int, "50", "Partitions of the topic of committed offsets.").check(AtLeast(1)).no_effect_yet(GROUPS),
+    KeyDef::new("offsets.topic.replication.factor", Short, "3", "Replicas of the topic of committed offsets.").check(AtLeast(1)).no_effect_yet(GROUPS),
+    KeyDef::new("offsets.topic.segment.bytes", Int, "104857600", "Segment size of the topic of committed offsets.").check(AtLeast(1)).no_effect_yet(GROUPS),
+    KeyDef::new("producer.id.expiration.ms", Int, "86400000", "Idle time after which a producer's sequence numbers are forgotten.").check(AtLeast(1)),
+    KeyDef::new("replica.lag.time.max.ms", Long, "30000", "How long a follower may lag before it leaves the in-sync replicas.").no_effect_yet(REPLICATION),
+    KeyDef::new("request.timeout.ms", Int, "30000", "How long this broker waits for the controller's answer.").check(AtLeast(1)),
+    KeyDef::new("socket.listen.backlog.size", Int, "50", "Connections that may wait to be accepted on a listener.").check(AtLeast(1)),
+    KeyDef::new("socket.request.max.bytes", Int, "104857600", "Largest request; a connection that announces a larger one is closed.").check(AtLeast(1)),
+    KeyDef::new("transaction.abort.timed.out.transaction.cleanup.interval.ms", Int, "10000", "How often it is checked which transactions took too long.").check(AtLeast(1)).no_effect_yet(TRANSACTIONS),
+    KeyDef::new("transaction.max.timeout.ms", Int, "900000", "Longest transaction timeout that a producer may ask for.").check(AtLeast(1)).no_effect_yet(TRANSACTIONS),
+    KeyDef::new("transaction.partition.verification.enable", Boolean, "true", "Whether it is checked that a partition belongs to the producer's transaction.").no_effect_yet(TRANSACTIONS),
+    KeyDef::new("transaction.remove.expired.transaction.cleanup.interval.ms", Int, "3600000", "How often it is checked which transactional ids are due to go.").check(AtLeast(1)).no_effect_yet(TRANSACTIONS),
+    KeyDef::new("transaction.state.log.min.isr", Int, "2", "min.insync.replicas of the transaction topic.").check(AtLeast(1)).no_effect_yet(TRANSACTIONS),
+    KeyDef::new("transaction.state.log.num.partitions", Int, "50", "Partitions of the transaction topic.").check(AtLeast(1)).no_effect_yet(TRANSACTIONS),
+    KeyDef::new("transaction.state.log.replication.factor", Short, "3", "Replicas of the transaction topic.").check(AtLeast(1)).no_effect_yet(TRANSACTIONS),
+    KeyDef::new("transaction.state.log.segment.bytes", Int, "104857600", "Segment size of the transaction topic.").check(AtLeast(1)).no_effect_yet(TRANSACTIONS),
+    KeyDef::new("transactional.id.expiration.ms", Int, "604800000", "Idle time after which a transactional id is forgotten.").check(AtLeast(1)).no_effect_yet(TRANSACTIONS),
+    KeyDef::new("unclean.leader.election.enable", Boolean, "false", "Whether a replica that is not in sync may lead when no other can, at the price of lost records.").dynamic(),
+];
+
+/// Keys of Apache Kafka that have no counterpart here, and why.
+pub(super) const REFUSED_KEYS: &[(&str, &str)] = &[
+    ("authorizer.class.name", "there is no authorization yet, and no Java to load a class with"),
+    ("broker.id", "use node.id"),
+    (
+        "controller.listener.names",
+        "every broker takes part in the metadata quorum over inter.broker.listener.name",
+    ),
+    (
+        "controller.quorum.voters",
+        "use controller.quorum.bootstrap.servers; who votes is recorded in the quorum itself",
+    ),
+    ("log.dir", "use log.dirs, with one directory"),
+    ("metadata.log.dir", "metadata lives on the data volume, see log.dirs"),
+    ("num.io.threads", "threads follow the number of processors"),
+    ("num.network.threads", "threads follow the number of processors"),
+    ("num.recovery.threads.per.data.dir", "threads follow the number of processors"),
+    ("num.replica.fetchers", "threads follow the number of processors"),
+    ("process.roles", "every broker takes part in the metadata quorum; remove it"),
+    (
+        "security.inter.broker.protocol",
+        "set inter.broker.listener.name, and its protocol in listener.security.protocol.map",
+    ),
+    ("zookeeper.connect", "there is no ZooKeeper; brokers keep the metadata themselves"),
+];

@@ -1,0 +1,249 @@
+//! Frames of a call connection.
+//!
+//! A frame is a length (`u32`, big-endian, of what follows), a kind, and the kind's fields. Calls are told apart by
+//! a correlation id that the caller chooses, so that many are in flight at once and answers come in any order.
+
+use std::io;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::Method;
+
+/// Longest frame. What is longer (a snapshot) travels in pieces.
+pub const MAX_FRAME_BYTES: usize = 16 << 20;
+
+/// A frame grows as its bytes arrive, from this size on: a length alone never makes us allocate more.
+const FIRST_READ_BYTES: usize = 64 << 10;
+
+const CALL: u8 = 1;
+const ANSWER: u8 = 2;
+const FAILURE: u8 = 3;
+const PING: u8 = 4;
+const PONG: u8 = 5;
+
+/// Why a call was not answered, as the callee says.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What to do about it.
+    pub kind: FailureKind,
+    /// For people.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure of that kind.
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
+/// Kinds of [`Failure`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FailureKind {
+    /// The callee does not know the method: it runs another version.
+    UnknownMethod = 1,
+    /// The callee could not read the call.
+    Malformed = 2,
+    /// The callee cannot answer now; try again.
+    NotNow = 3,
+    /// The callee's metadata quorum member has failed, and it is about to stop.
+    Failed = 4,
+}
+
+impl FailureKind {
+    fn from_code(code: u8) -> Self {
+        match code {
+            1 => Self::UnknownMethod,
+            2 => Self::Malformed,
+            4 => Self::Failed,
+            _ => Self::NotNow,
+        }
+    }
+}
+
+/// One frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Frame {
+    /// A call. The method is a number still: an unknown one is answered, not a reason to hang up.
+    Call { correlation_id: u64, method: u8, body: Bytes },
+    /// Answer to a call.
+    Answer { correlation_id: u64, body: Bytes },
+    /// The call was not answered.
+    Failure { correlation_id: u64, failure: Failure },
+    /// Shows that the caller lives.
+    Ping,
+    /// Shows that the callee lives.
+    Pong,
+}
+
+/// Why a connection cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The connection broke.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Longer than [`MAX_FRAME_BYTES`].
+    #[error("frame of {length} bytes is longer than {MAX_FRAME_BYTES}")]
+    TooLong {
+        /// Length announced.
+        length: usize,
+    },
+    /// Not a frame.
+    #[error("malformed frame")]
+    Malformed,
+}
+
+impl Frame {
+    pub(super) fn call(correlation_id: u64, method: Method, body: Bytes) -> Self {
+        Self::Call { correlation_id, method: method as u8, body }
+    }
+
+    /// Appends the frame, with its length.
+    pub(super) fn encode(&self, out: &mut BytesMut) -> Result<(), FrameError> {
+        let start = out.len();
+        out.put_u32(0);
+        match self {
+            Self::Call { correlation_id, method, body } => {
+                out.put_u8(CALL);
+                out.put_u64(*correlation_id);
+                out.put_u8(*method);
+                out.put_slice(body);
+            }
+            Self::Answer { correlation_id, body } => {
+                out.put_u8(ANSWER);
+                out.put_u64(*correlation_id);
+                out.put_slice(body);
+            }
+            Self::Failure { correlation_id, failure } => {
+                out.put_u8(FAILURE);
+                out.put_u64(*correlation_id);
+                out.put_u8(failure.kind as u8);
+                out.put_slice(failure.message.as_bytes());
+            }
+            Self::Ping => out.put_u8(PING),
+            Self::Pong => out.put_u8(PONG),
+        }
+        let length = out.len() - start - 4;
+        if length > MAX_FRAME_BYTES {
+            out.truncate(start);
+            return Err(FrameError::TooLong { length });
+        }
+        let length = u32::try_from(length).map_err(|_| FrameError::Malformed)?;
+        out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+        Ok(())
+    }
+
+    /// Reads a frame's content, the length taken off.
+    pub(super) fn decode(mut content: Bytes) -> Result<Self, FrameError> {
+        let kind = take(&mut content, 1)?.get_u8();
+        let mut correlation_id = || Ok::<_, FrameError>(take(&mut content, 8)?.get_u64());
+        Ok(match kind {
+            CALL => {
+                let correlation_id = correlation_id()?;
+                let method = take(&mut content, 1)?.get_u8();
+                Self::Call { correlation_id, method, body: content }
+            }
+            ANSWER => Self::Answer { correlation_id: correlation_id()?, body: content },
+            FAILURE => {
+                let correlation_id = correlation_id()?;
+                let kind = FailureKind::from_code(take(&mut content, 1)?.get_u8());
+                let message = String::from_utf8_lossy(&content).into_owned();
+                Self::Failure { correlation_id, failure: Failure { kind, message } }
+            }
+            PING => Self::Ping,
+            PONG => Self::Pong,
+            _ => return Err(FrameError::Malformed),
+        })
+    }
+}
+
+fn take(content: &mut Bytes, length: usize) -> Result<Bytes, FrameError> {
+    if content.len() < length {
+        return Err(FrameError::Malformed);
+    }
+    Ok(content.split_to(length))
+}
+
+/// Reads the next frame's content; `None` when the peer hung up between frames.
+///
+/// Not cancel-safe: bytes read so far are lost with the future.
+pub(super) async fn read_frame(
+    reader: &mut (impl AsyncRead + Unpin),
+    limit: usize,
+) -> Result<Option<Bytes>, FrameError> {
+    let mut head = [0_u8; 4];
+    if reader.read(&mut head[..1]).await? == 0 {
+        return Ok(None);
+    }
+    reader.read_exact(&mut head[1..]).await?;
+    let length = usize::try_from(u32::from_be_bytes(head)).unwrap_or(usize::MAX);
+    if length > limit {
+        return Err(FrameError::TooLong { length });
+    }
+    let mut content = BytesMut::with_capacity(length.min(FIRST_READ_BYTES));
+    let mut rest = reader.take(u64::try_from(length).unwrap_or(u64::MAX));
+    while content.len() < length {
+        if rest.read_buf(&mut content).await? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+    }
+    Ok(Some(content.freeze()))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frames() -> impl Strategy<Value = Frame> {
+        let body = || proptest::collection::vec(any::<u8>(), 0..200).prop_map(Bytes::from);
+        prop_oneof![
+            (any::<u64>(), any::<u8>(), body())
+                .prop_map(|(correlation_id, method, body)| Frame::Call { correlation_id, method, body }),
+            (any::<u64>(), body()).prop_map(|(correlation_id, body)| Frame::Answer { correlation_id, body }),
+            (any::<u64>(), 1_u8..=4, "[a-z ]{0,40}").prop_map(|(correlation_id, kind, message)| Frame::Failure {
+                correlation_id,
+                failure: Failure { kind: FailureKind::from_code(kind), message },
+            }),
+            Just(Frame::Ping),
+            Just(Frame::Pong),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn frames_survive_the_wire(frame in frames()) {
+            let mut out = BytesMut::new();
+            frame.encode(&mut out).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let content = runtime.block_on(read_frame(&mut &out[..], MAX_FRAME_BYTES)).unwrap().unwrap();
+            prop_assert_eq!(Frame::decode(content).unwrap(), frame);
+        }
+
+        #[test]
+        fn any_bytes_are_a_frame_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Frame::decode(Bytes::from(bytes));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_length_alone_allocates_little() {
+        let mut input: &[u8] = &[0, 0xff, 0xff, 0xff, 1, 2, 3];
+        let error = read_frame(&mut input, MAX_FRAME_BYTES).await.unwrap_err();
+        assert!(matches!(error, FrameError::Io(_)), "{error}");
+        let mut input: &[u8] = &[0xff, 0xff, 0xff, 0xff];
+        assert!(matches!(read_frame(&mut input, MAX_FRAME_BYTES).await, Err(FrameError::TooLong { .. })));
+    }
+
+    #[test]
+    fn a_body_beyond_the_limit_is_not_sent() {
+        let mut out = BytesMut::from(&b"before"[..]);
+        let frame = Frame::Answer { correlation_id: 1, body: Bytes::from(vec![0; MAX_FRAME_BYTES]) };
+        assert!(matches!(frame.encode(&mut out), Err(FrameError::TooLong { .. })));
+        assert_eq!(&out[..], b"before");
+    }
+}

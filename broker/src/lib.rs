@@ -1,0 +1,31 @@
+//! The Millrace broker: speaks Kafka's protocol, keeps records on a volume, and holds the cluster's metadata in a
+//! Raft group of its own kind.
+//!
+//! Modules in reading order; dependencies point down only, and none learns about one above it.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`server`] | client listeners, connections, framing, dispatch, start and stop |
+//! | [`management`] | the HTTP routes that the operator uses |
+//! | [`api`] | one file per Kafka API: request in, answer out |
+//! | [`replication`] | partitions led here: validation, high watermark, waiting produce and fetch requests |
+//! | [`metadata`] | the image, the controller's decisions, the Raft group |
+//! | [`fleet`] | the internal listener and calls between brokers |
+//! | [`storage`] | logs on disk |
+//! | [`volume`] | which cluster and broker a data volume belongs to |
+//! | [`security`], [`config`], [`health`], [`metrics`], [`telemetry`] | what all of them need |
+
+pub mod api;
+pub mod config;
+pub mod fleet;
+pub mod health;
+pub mod management;
+pub mod metadata;
+pub mod metrics;
+pub mod replication;
+mod schema;
+pub mod security;
+pub mod server;
+pub mod storage;
+pub mod telemetry;
+pub mod volume;

@@ -1,0 +1,189 @@
+//! What the management API shows: pure functions over the image.
+
+use std::collections::BTreeMap;
+
+use millrace_management::{BrokerView, ClusterView, Identity, QuorumView, TopicOwner, TopicView, kafka_uuid};
+
+use crate::metadata::image::{BrokerId, BrokerImage, MetadataImage, NO_LEADER, PartitionImage, TopicImage};
+use crate::metadata::raft::QuorumStatus;
+use crate::metadata::service::Member;
+
+pub(super) fn identity(member: &Member) -> Identity {
+    let volume = member.volume();
+    Identity {
+        cluster_id: kafka_uuid::format(volume.cluster_id()),
+        volume_uuid: kafka_uuid::format(volume.volume_uuid()),
+        raft_node_id: volume.raft_node_id().to_string(),
+        broker_id: volume.broker_id(),
+        address: member.address().to_owned(),
+        version: member.version().to_owned(),
+        member_of_quorum: member.quorum().is_member(),
+    }
+}
+
+pub(super) fn cluster(image: &MetadataImage, quorum: &QuorumStatus) -> ClusterView {
+    let loads = loads(image);
+    let partitions = || image.topics.values().flat_map(|topic| &topic.partitions);
+    let leads = |broker: &&std::sync::Arc<BrokerImage>| Some(broker.raft_node_id) == quorum.leader;
+    ClusterView {
+        cluster_id: kafka_uuid::format(image.cluster_id),
+        // A volume that was lost may still be known under its old node id: only a live broker can lead.
+        controller_id: image.live_brokers().find(leads).map(|broker| broker.broker_id),
+        brokers: image
+            .brokers
+            .values()
+            .map(|broker| broker_view(broker, loads.get(&broker.broker_id).copied().unwrap_or_default()))
+            .collect(),
+        quorum: QuorumView {
+            leader: quorum.leader.map(|node_id| node_id.to_string()),
+            voters: quorum.voters.iter().map(u64::to_string).collect(),
+            learners: quorum.learners().map(|node_id| node_id.to_string()).collect(),
+        },
+        topic_count: count(image.topics.len()),
+        partition_count: count(partitions().count()),
+        offline_partition_count: count(partitions().filter(|partition| partition.leader == NO_LEADER).count()),
+    }
+}
+
+pub(super) fn topic(topic: &TopicImage) -> TopicView {
+    let partitions = |matches: &dyn Fn(&PartitionImage) -> bool| {
+        let count = topic.partitions.iter().filter(|partition| matches(partition)).count();
+        i32::try_from(count).unwrap_or(i32::MAX)
+    };
+    let replicas = topic.partitions.iter().map(|partition| partition.replicas.len()).min().unwrap_or(0);
+    TopicView {
+        name: topic.name.clone(),
+        topic_id: kafka_uuid::format(topic.topic_id),
+        owner: topic.owner.as_ref().map(|owner| TopicOwner {
+            namespace: owner.namespace.clone(),
+            name: owner.name.clone(),
+            uid: owner.uid.clone(),
+        }),
+        partitions: partitions(&|_| true),
+        replicas: i16::try_from(replicas).unwrap_or(i16::MAX),
+        offline_partitions: partitions(&|partition| partition.leader == NO_LEADER),
+        under_replicated_partitions: partitions(&|partition| partition.isr.len() < partition.replicas.len()),
+        config: topic.config.clone(),
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Load {
+    leaders: u64,
+    replicas: u64,
+}
+
+fn loads(image: &MetadataImage) -> BTreeMap<BrokerId, Load> {
+    let mut loads: BTreeMap<BrokerId, Load> = BTreeMap::new();
+    for partition in image.topics.values().flat_map(|topic| &topic.partitions) {
+        if partition.leader != NO_LEADER {
+            loads.entry(partition.leader).or_default().leaders += 1;
+        }
+        for broker_id in partition.replica_ids() {
+            loads.entry(broker_id).or_default().replicas += 1;
+        }
+    }
+    loads
+}
+
+fn broker_view(broker: &BrokerImage, load: Load) -> BrokerView {
+    BrokerView {
+        broker_id: broker.broker_id,
+        volume_uuid: kafka_uuid::format(broker.volume_uuid),
+        raft_node_id: broker.raft_node_id.to_string(),
+        address: broker.address.clone(),
+        version: broker.version.clone(),
+        rack: broker.rack.clone(),
+        fenced: broker.fenced,
+        leader_count: load.leaders,
+        replica_count: load.replicas,
+    }
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::image::Replica;
+    use std::sync::Arc;
+    use uuid::Uuid;
+
+    fn broker(broker_id: BrokerId, raft_node_id: u64, fenced: bool) -> BrokerImage {
+        BrokerImage {
+            broker_id,
+            broker_epoch: 1,
+            volume_uuid: Uuid::from_u128(1),
+            raft_node_id,
+            address: format!("host-{broker_id}:9093"),
+            endpoints: Vec::new(),
+            rack: None,
+            fenced,
+            in_controlled_shutdown: false,
+            version: "1".to_owned(),
+        }
+    }
+
+    fn partition(leader: BrokerId, replicas: &[BrokerId], isr: &[BrokerId]) -> PartitionImage {
+        PartitionImage {
+            replicas: replicas
+                .iter()
+                .map(|broker_id| Replica { broker_id: *broker_id, volume_uuid: Uuid::nil() })
+                .collect(),
+            isr: isr.to_vec(),
+            leader,
+            leader_epoch: 0,
+            partition_epoch: 0,
+        }
+    }
+
+    fn image() -> MetadataImage {
+        let mut image = MetadataImage::empty(Uuid::from_u128(9));
+        for broker in [broker(0, 70, false), broker(1, 71, false), broker(2, 72, true)] {
+            image.brokers.insert(broker.broker_id, Arc::new(broker));
+        }
+        let topic = TopicImage {
+            topic_id: Uuid::from_u128(5),
+            name: "orders".to_owned(),
+            partitions: vec![
+                partition(0, &[0, 1, 2], &[0, 1, 2]),
+                partition(1, &[1, 2], &[1]),
+                partition(NO_LEADER, &[2, 0], &[2]),
+            ],
+            config: BTreeMap::from([("retention.ms".to_owned(), "1".to_owned())]),
+            owner: None,
+        };
+        image.topic_ids.insert(topic.name.clone(), topic.topic_id);
+        image.topics.insert(topic.topic_id, Arc::new(topic));
+        image
+    }
+
+    #[test]
+    fn the_cluster_is_counted() {
+        let quorum = QuorumStatus {
+            node_id: 70,
+            term: 3,
+            leader: Some(71),
+            voters: [70, 71].into(),
+            members: BTreeMap::from([(70, "a".to_owned()), (71, "b".to_owned()), (72, "c".to_owned())]),
+        };
+        let view = cluster(&image(), &quorum);
+        assert_eq!(view.controller_id, Some(1));
+        assert_eq!((view.topic_count, view.partition_count, view.offline_partition_count), (1, 3, 1));
+        let loads: Vec<_> = view.brokers.iter().map(|broker| (broker.leader_count, broker.replica_count)).collect();
+        assert_eq!(loads, vec![(1, 2), (1, 2), (0, 3)]);
+        assert_eq!(view.quorum.learners, ["72".to_owned()].into());
+        assert_eq!(view.quorum.voters, ["70".to_owned(), "71".to_owned()].into());
+    }
+
+    #[test]
+    fn a_topic_shows_what_is_offline_and_under_replicated() {
+        let image = image();
+        let view = topic(image.topic_by_name("orders").expect("the topic is there"));
+        assert_eq!((view.partitions, view.replicas), (3, 2));
+        assert_eq!((view.offline_partitions, view.under_replicated_partitions), (1, 2));
+        assert_eq!(view.topic_id, kafka_uuid::format(Uuid::from_u128(5)));
+    }
+}

@@ -1,0 +1,112 @@
+//! Requests to the controller and its answers, and their form on the internal listener.
+//!
+//! Kafka's own admin messages travel in their newest version; requests of the management API travel as the JSON they
+//! came in. The rest has messages of our own (`schema/controller.schema`).
+
+use millrace_management::{ApiError, ApplyTopic, ApplyTopicResult};
+use millrace_protocol::messages::{
+    CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse, DeleteTopicsRequest,
+    DeleteTopicsResponse, IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
+};
+
+use super::brokers::{RegisterBroker, Registered};
+use crate::metadata::image::BrokerId;
+
+pub use codec::RequestError;
+
+#[path = "requests_codec.rs"]
+mod codec;
+
+/// What the controller can be asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ControllerRequest {
+    /// Kafka's CreateTopics.
+    CreateTopics(CreateTopicsRequest),
+    /// Kafka's DeleteTopics.
+    DeleteTopics(DeleteTopicsRequest),
+    /// Kafka's CreatePartitions.
+    CreatePartitions(CreatePartitionsRequest),
+    /// Kafka's IncrementalAlterConfigs.
+    IncrementalAlterConfigs(IncrementalAlterConfigsRequest),
+    /// A block of producer ids that nobody else gets.
+    AllocateProducerIds,
+    /// A broker has started.
+    RegisterBroker(RegisterBroker),
+    /// Takes a registered broker out of service, or into it. Ignored when the broker has registered anew since.
+    SetFenced {
+        /// Which broker.
+        broker_id: BrokerId,
+        /// Epoch of the registration that is meant.
+        broker_epoch: i64,
+        /// Out of service (`true`) or into it.
+        fenced: bool,
+    },
+    /// A broker is about to stop: leadership moves away from it.
+    ControlledShutdown {
+        /// Which broker.
+        broker_id: BrokerId,
+        /// Epoch of its registration.
+        broker_epoch: i64,
+    },
+    /// Tells where a broker runs.
+    SetRack {
+        /// Which broker.
+        broker_id: BrokerId,
+        /// Its rack.
+        rack: Option<String>,
+    },
+    /// Brings a topic to the state that its managing object wants.
+    ApplyTopic {
+        /// Topic name.
+        name: String,
+        /// Wanted state.
+        request: ApplyTopic,
+    },
+    /// Deletes a topic on the word of its managing object.
+    DeleteOwnedTopic {
+        /// Topic name.
+        name: String,
+        /// Uid of the object.
+        owner_uid: String,
+    },
+    /// Keeps a topic and forgets who manages it.
+    ReleaseTopic {
+        /// Topic name.
+        name: String,
+        /// Uid of the object.
+        owner_uid: String,
+    },
+}
+
+/// What the controller answers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ControllerResponse {
+    /// To [`ControllerRequest::CreateTopics`].
+    CreateTopics(CreateTopicsResponse),
+    /// To [`ControllerRequest::DeleteTopics`].
+    DeleteTopics(DeleteTopicsResponse),
+    /// To [`ControllerRequest::CreatePartitions`].
+    CreatePartitions(CreatePartitionsResponse),
+    /// To [`ControllerRequest::IncrementalAlterConfigs`].
+    IncrementalAlterConfigs(IncrementalAlterConfigsResponse),
+    /// To [`ControllerRequest::AllocateProducerIds`].
+    ProducerIds {
+        /// First id of the block.
+        first: i64,
+        /// Number of ids.
+        count: i32,
+    },
+    /// To [`ControllerRequest::RegisterBroker`]. The broker epoch is the log index that the answer comes with.
+    Registered(Registered),
+    /// Done, and nothing more to say.
+    Done,
+    /// To [`ControllerRequest::ControlledShutdown`]: partitions that the broker still leads, as no other replica can.
+    StillLeading {
+        /// Their number.
+        partitions: u64,
+    },
+    /// To [`ControllerRequest::ApplyTopic`].
+    TopicApplied(ApplyTopicResult),
+    /// The request cannot be done as the image stands; nothing was changed.
+    Refused(ApiError),
+}

@@ -1,0 +1,344 @@
+//! Controller requests and answers as bytes; see `schema/controller.schema`.
+
+use bytes::Bytes;
+use millrace_management::ApiError;
+use millrace_protocol::ApiKey;
+use millrace_protocol::Message;
+use millrace_protocol::messages::{
+    CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse, DeleteTopicsRequest,
+    DeleteTopicsResponse, IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
+};
+use millrace_protocol::wire::{DecodeError, Decoder, EncodeError, Encoder};
+
+use super::{ControllerRequest, ControllerResponse};
+use crate::metadata::controller::brokers::{RegisterBroker, Registered};
+use crate::metadata::image::Endpoint;
+use crate::schema::controller as wire;
+use crate::schema::controller::ControllerMessage;
+
+/// Bytes that are no controller request or answer of a version known here.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The frame cannot be read.
+    #[error("controller message cannot be read")]
+    Decode(#[from] DecodeError),
+    /// A value does not fit the format.
+    #[error("controller message cannot be written")]
+    Encode(#[from] EncodeError),
+    /// The JSON inside cannot be read.
+    #[error("controller message holds JSON that cannot be read")]
+    Json(#[from] serde_json::Error),
+    /// A message of the other direction, or a Kafka API that the controller does not serve.
+    #[error("{0} is not expected here")]
+    Unexpected(String),
+}
+
+impl ControllerRequest {
+    /// Bytes for the internal listener.
+    ///
+    /// # Errors
+    /// A value is too long for the format.
+    pub fn encode(&self) -> Result<Bytes, RequestError> {
+        let message: ControllerMessage = match self {
+            Self::CreateTopics(request) => kafka_request(ApiKey::CreateTopics, request)?,
+            Self::DeleteTopics(request) => kafka_request(ApiKey::DeleteTopics, request)?,
+            Self::CreatePartitions(request) => kafka_request(ApiKey::CreatePartitions, request)?,
+            Self::IncrementalAlterConfigs(request) => kafka_request(ApiKey::IncrementalAlterConfigs, request)?,
+            Self::AllocateProducerIds => wire::AllocateProducerIdsRequest::default().into(),
+            Self::RegisterBroker(request) => registration_to_wire(request).into(),
+            Self::SetFenced { broker_id, broker_epoch, fenced } => wire::SetFencedRequest {
+                broker_id: *broker_id,
+                broker_epoch: *broker_epoch,
+                fenced: *fenced,
+                ..Default::default()
+            }
+            .into(),
+            Self::ControlledShutdown { broker_id, broker_epoch } => wire::ControlledShutdownRequest {
+                broker_id: *broker_id,
+                broker_epoch: *broker_epoch,
+                ..Default::default()
+            }
+            .into(),
+            Self::SetRack { broker_id, rack } => wire::SetRackRequest {
+                broker_id: *broker_id,
+                rack: rack.as_ref().map(Into::into),
+                ..Default::default()
+            }
+            .into(),
+            Self::ApplyTopic { name, request } => wire::ApplyTopicRequest {
+                name: name.into(),
+                json: serde_json::to_vec(request)?.into(),
+                ..Default::default()
+            }
+            .into(),
+            Self::DeleteOwnedTopic { name, owner_uid } => wire::DeleteOwnedTopicRequest {
+                name: name.into(),
+                owner_uid: owner_uid.into(),
+                ..Default::default()
+            }
+            .into(),
+            Self::ReleaseTopic { name, owner_uid } => wire::ReleaseTopicRequest {
+                name: name.into(),
+                owner_uid: owner_uid.into(),
+                ..Default::default()
+            }
+            .into(),
+        };
+        encode(&message)
+    }
+
+    /// Reads what [`ControllerRequest::encode`] wrote.
+    ///
+    /// # Errors
+    /// Anything else.
+    pub fn decode(bytes: Bytes) -> Result<Self, RequestError> {
+        Ok(match decode(bytes)? {
+            ControllerMessage::KafkaAdminRequest(request) => {
+                let (version, body) = (request.api_version, request.body);
+                match ApiKey::from_code(request.api_key) {
+                    Some(ApiKey::CreateTopics) => Self::CreateTopics(read::<CreateTopicsRequest>(body, version)?),
+                    Some(ApiKey::DeleteTopics) => Self::DeleteTopics(read::<DeleteTopicsRequest>(body, version)?),
+                    Some(ApiKey::CreatePartitions) => {
+                        Self::CreatePartitions(read::<CreatePartitionsRequest>(body, version)?)
+                    }
+                    Some(ApiKey::IncrementalAlterConfigs) => {
+                        Self::IncrementalAlterConfigs(read::<IncrementalAlterConfigsRequest>(body, version)?)
+                    }
+                    _ => return Err(RequestError::Unexpected(format!("Kafka API {}", request.api_key))),
+                }
+            }
+            ControllerMessage::AllocateProducerIdsRequest(_) => Self::AllocateProducerIds,
+            ControllerMessage::RegisterBrokerRequest(request) => Self::RegisterBroker(registration_from_wire(request)),
+            ControllerMessage::SetFencedRequest(request) => Self::SetFenced {
+                broker_id: request.broker_id,
+                broker_epoch: request.broker_epoch,
+                fenced: request.fenced,
+            },
+            ControllerMessage::ControlledShutdownRequest(request) => {
+                Self::ControlledShutdown { broker_id: request.broker_id, broker_epoch: request.broker_epoch }
+            }
+            ControllerMessage::SetRackRequest(request) => {
+                Self::SetRack { broker_id: request.broker_id, rack: request.rack.map(Into::into) }
+            }
+            ControllerMessage::ApplyTopicRequest(request) => {
+                Self::ApplyTopic { name: request.name.into(), request: serde_json::from_slice(&request.json)? }
+            }
+            ControllerMessage::DeleteOwnedTopicRequest(request) => {
+                Self::DeleteOwnedTopic { name: request.name.into(), owner_uid: request.owner_uid.into() }
+            }
+            ControllerMessage::ReleaseTopicRequest(request) => {
+                Self::ReleaseTopic { name: request.name.into(), owner_uid: request.owner_uid.into() }
+            }
+            response => return Err(RequestError::Unexpected(response.name().to_owned())),
+        })
+    }
+}
+
+impl ControllerResponse {
+    /// Bytes for the internal listener.
+    ///
+    /// # Errors
+    /// A value is too long for the format.
+    pub fn encode(&self) -> Result<Bytes, RequestError> {
+        let message: ControllerMessage = match self {
+            Self::CreateTopics(response) => kafka_response(ApiKey::CreateTopics, response)?,
+            Self::DeleteTopics(response) => kafka_response(ApiKey::DeleteTopics, response)?,
+            Self::CreatePartitions(response) => kafka_response(ApiKey::CreatePartitions, response)?,
+            Self::IncrementalAlterConfigs(response) => kafka_response(ApiKey::IncrementalAlterConfigs, response)?,
+            Self::ProducerIds { first, count } => {
+                wire::ProducerIdsResponse { first: *first, count: *count, ..Default::default() }.into()
+            }
+            Self::Registered(registered) => {
+                wire::RegisteredResponse { broker_id: registered.broker_id, ..Default::default() }.into()
+            }
+            Self::Done => wire::DoneResponse::default().into(),
+            Self::StillLeading { partitions } => {
+                wire::StillLeadingResponse { partitions: partitions.cast_signed(), ..Default::default() }.into()
+            }
+            Self::TopicApplied(result) => {
+                wire::TopicAppliedResponse { json: serde_json::to_vec(result)?.into(), ..Default::default() }.into()
+            }
+            Self::Refused(error) => wire::RefusedResponse {
+                code: (&error.code).into(),
+                message: (&error.message).into(),
+                ..Default::default()
+            }
+            .into(),
+        };
+        encode(&message)
+    }
+
+    /// Reads what [`ControllerResponse::encode`] wrote.
+    ///
+    /// # Errors
+    /// Anything else.
+    pub fn decode(bytes: Bytes) -> Result<Self, RequestError> {
+        Ok(match decode(bytes)? {
+            ControllerMessage::KafkaAdminResponse(response) => {
+                let (version, body) = (response.api_version, response.body);
+                match ApiKey::from_code(response.api_key) {
+                    Some(ApiKey::CreateTopics) => Self::CreateTopics(read::<CreateTopicsResponse>(body, version)?),
+                    Some(ApiKey::DeleteTopics) => Self::DeleteTopics(read::<DeleteTopicsResponse>(body, version)?),
+                    Some(ApiKey::CreatePartitions) => {
+                        Self::CreatePartitions(read::<CreatePartitionsResponse>(body, version)?)
+                    }
+                    Some(ApiKey::IncrementalAlterConfigs) => {
+                        Self::IncrementalAlterConfigs(read::<IncrementalAlterConfigsResponse>(body, version)?)
+                    }
+                    _ => return Err(RequestError::Unexpected(format!("Kafka API {}", response.api_key))),
+                }
+            }
+            ControllerMessage::ProducerIdsResponse(response) => {
+                Self::ProducerIds { first: response.first, count: response.count }
+            }
+            ControllerMessage::RegisteredResponse(response) => {
+                Self::Registered(Registered { broker_id: response.broker_id })
+            }
+            ControllerMessage::DoneResponse(_) => Self::Done,
+            ControllerMessage::StillLeadingResponse(response) => {
+                Self::StillLeading { partitions: response.partitions.cast_unsigned() }
+            }
+            ControllerMessage::TopicAppliedResponse(response) => {
+                Self::TopicApplied(serde_json::from_slice(&response.json)?)
+            }
+            ControllerMessage::RefusedResponse(response) => {
+                Self::Refused(ApiError { code: response.code.into(), message: response.message.into() })
+            }
+            request => return Err(RequestError::Unexpected(request.name().to_owned())),
+        })
+    }
+}
+
+fn encode(message: &ControllerMessage) -> Result<Bytes, RequestError> {
+    let mut encoder = Encoder::new();
+    message.encode(&mut encoder)?;
+    Ok(encoder.into_bytes())
+}
+
+fn decode(bytes: Bytes) -> Result<ControllerMessage, RequestError> {
+    let mut decoder = Decoder::new(bytes);
+    let message = ControllerMessage::decode(&mut decoder)?;
+    decoder.finish()?;
+    Ok(message)
+}
+
+fn kafka_request<M: Message>(key: ApiKey, message: &M) -> Result<ControllerMessage, RequestError> {
+    let (api_key, body) = (key.code(), body_of(message)?);
+    Ok(wire::KafkaAdminRequest { api_key, api_version: M::MAX_VERSION, body, ..Default::default() }.into())
+}
+
+fn kafka_response<M: Message>(key: ApiKey, message: &M) -> Result<ControllerMessage, RequestError> {
+    let (api_key, body) = (key.code(), body_of(message)?);
+    Ok(wire::KafkaAdminResponse { api_key, api_version: M::MAX_VERSION, body, ..Default::default() }.into())
+}
+
+fn body_of<M: Message>(message: &M) -> Result<Bytes, RequestError> {
+    let mut encoder = Encoder::new();
+    message.encode(&mut encoder, M::MAX_VERSION)?;
+    Ok(encoder.into_bytes())
+}
+
+fn read<M: Message>(body: Bytes, version: i16) -> Result<M, RequestError> {
+    let mut decoder = Decoder::new(body);
+    let message = M::decode(&mut decoder, version)?;
+    decoder.finish()?;
+    Ok(message)
+}
+
+fn registration_to_wire(request: &RegisterBroker) -> wire::RegisterBrokerRequest {
+    wire::RegisterBrokerRequest {
+        wanted_id: request.wanted_id.unwrap_or(-1),
+        volume_uuid: request.volume_uuid,
+        raft_node_id: request.raft_node_id.cast_signed(),
+        address: (&request.address).into(),
+        endpoints: request
+            .endpoints
+            .iter()
+            .map(|endpoint| wire::register_broker_request::RegisteredEndpoint {
+                listener: (&endpoint.listener).into(),
+                host: (&endpoint.host).into(),
+                port: endpoint.port,
+                security_protocol: (&endpoint.security_protocol).into(),
+                ..Default::default()
+            })
+            .collect(),
+        rack: request.rack.as_ref().map(Into::into),
+        binary_version: (&request.version).into(),
+        ..Default::default()
+    }
+}
+
+fn registration_from_wire(request: wire::RegisterBrokerRequest) -> RegisterBroker {
+    RegisterBroker {
+        wanted_id: (request.wanted_id >= 0).then_some(request.wanted_id),
+        volume_uuid: request.volume_uuid,
+        raft_node_id: request.raft_node_id.cast_unsigned(),
+        address: request.address.into(),
+        endpoints: request
+            .endpoints
+            .into_iter()
+            .map(|endpoint| Endpoint {
+                listener: endpoint.listener.into(),
+                host: endpoint.host.into(),
+                port: endpoint.port,
+                security_protocol: endpoint.security_protocol.into(),
+            })
+            .collect(),
+        rack: request.rack.map(Into::into),
+        version: request.binary_version.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use millrace_management::{ApplyTopic, TopicOwner};
+    use millrace_protocol::messages::create_topics_request::CreatableTopic;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn requests_read_back_as_they_were_written() {
+        let requests = [
+            ControllerRequest::CreateTopics(CreateTopicsRequest {
+                topics: vec![CreatableTopic { name: "t".into(), num_partitions: 3, ..Default::default() }],
+                ..Default::default()
+            }),
+            ControllerRequest::AllocateProducerIds,
+            ControllerRequest::RegisterBroker(RegisterBroker {
+                wanted_id: None,
+                volume_uuid: Uuid::from_u128(5),
+                raft_node_id: u64::MAX,
+                address: "h:1".into(),
+                endpoints: Vec::new(),
+                rack: Some("r".into()),
+                version: "1".into(),
+            }),
+            ControllerRequest::SetFenced { broker_id: 1, broker_epoch: 2, fenced: true },
+            ControllerRequest::SetRack { broker_id: 1, rack: None },
+            ControllerRequest::ApplyTopic {
+                name: "t".into(),
+                request: ApplyTopic {
+                    owner: TopicOwner { namespace: "n".into(), name: "t".into(), uid: "u".into() },
+                    partitions: Some(3),
+                    replicas: None,
+                    config: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+                    adopt: true,
+                },
+            },
+            ControllerRequest::ReleaseTopic { name: "t".into(), owner_uid: "u".into() },
+        ];
+        for request in requests {
+            let bytes = request.encode().expect("small requests fit");
+            assert_eq!(ControllerRequest::decode(bytes).expect("just written"), request);
+        }
+    }
+
+    #[test]
+    fn an_answer_is_not_taken_for_a_request() {
+        let bytes = ControllerResponse::Done.encode().expect("small answers fit");
+        assert!(matches!(ControllerRequest::decode(bytes), Err(RequestError::Unexpected(_))));
+    }
+}

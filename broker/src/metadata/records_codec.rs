@@ -1,0 +1,319 @@
+//! Records as bytes: the mapping between [`Record`] and the generated messages of `schema/records.schema`.
+
+use bytes::Bytes;
+use millrace_protocol::wire::{DecodeError, Decoder, EncodeError, Encoder};
+
+use super::{ConfigTarget, Record, Registration};
+use crate::metadata::image::{
+    BrokerImage, Endpoint, PartitionImage, Replica, TopicIdPartition, TopicOwnerImage,
+};
+use crate::schema::records as wire;
+
+/// Bytes that are no record of this or an older version.
+#[derive(Debug, thiserror::Error)]
+#[error("metadata record cannot be read")]
+pub struct RecordError(#[from] DecodeError);
+
+/// Broker id of a configuration record that is about all brokers.
+const ALL_BROKERS: i32 = -1;
+
+impl Record {
+    /// Id, version and body, as stored in the metadata log.
+    ///
+    /// # Errors
+    /// A string or list is longer than the format can carry.
+    pub fn encode(&self) -> Result<Bytes, EncodeError> {
+        let mut encoder = Encoder::new();
+        self.to_wire().encode(&mut encoder)?;
+        Ok(encoder.into_bytes())
+    }
+
+    /// Reads what [`Record::encode`] wrote, by this or an older version.
+    ///
+    /// # Errors
+    /// Anything else, a newer version included.
+    pub fn decode(bytes: Bytes) -> Result<Self, RecordError> {
+        let mut decoder = Decoder::new(bytes);
+        let record = wire::MetadataRecord::decode(&mut decoder)?;
+        decoder.finish()?;
+        Ok(Self::from_wire(record))
+    }
+
+    fn to_wire(&self) -> wire::MetadataRecord {
+        match self {
+            Self::RegisterBroker(registration) => wire::RegisterBrokerRecord {
+                broker_id: registration.broker_id,
+                volume_uuid: registration.volume_uuid,
+                raft_node_id: registration.raft_node_id.cast_signed(),
+                address: (&registration.address).into(),
+                endpoints: registration
+                    .endpoints
+                    .iter()
+                    .map(|endpoint| wire::register_broker_record::BrokerEndpoint {
+                        listener: (&endpoint.listener).into(),
+                        host: (&endpoint.host).into(),
+                        port: endpoint.port,
+                        security_protocol: (&endpoint.security_protocol).into(),
+                        ..Default::default()
+                    })
+                    .collect(),
+                rack: registration.rack.as_ref().map(Into::into),
+                binary_version: (&registration.version).into(),
+                ..Default::default()
+            }
+            .into(),
+            Self::Broker(broker) => wire::BrokerRecord {
+                broker_id: broker.broker_id,
+                broker_epoch: broker.broker_epoch,
+                volume_uuid: broker.volume_uuid,
+                raft_node_id: broker.raft_node_id.cast_signed(),
+                address: (&broker.address).into(),
+                endpoints: broker
+                    .endpoints
+                    .iter()
+                    .map(|endpoint| wire::broker_record::BrokerRecordEndpoint {
+                        listener: (&endpoint.listener).into(),
+                        host: (&endpoint.host).into(),
+                        port: endpoint.port,
+                        security_protocol: (&endpoint.security_protocol).into(),
+                        ..Default::default()
+                    })
+                    .collect(),
+                rack: broker.rack.as_ref().map(Into::into),
+                fenced: broker.fenced,
+                in_controlled_shutdown: broker.in_controlled_shutdown,
+                binary_version: (&broker.version).into(),
+                ..Default::default()
+            }
+            .into(),
+            Self::Topic { topic_id, name } => {
+                wire::TopicRecord { topic_id: *topic_id, name: name.into(), ..Default::default() }.into()
+            }
+            Self::RemoveTopic { topic_id } => {
+                wire::RemoveTopicRecord { topic_id: *topic_id, ..Default::default() }.into()
+            }
+            Self::Partition { partition, state } => partition_to_wire(*partition, state).into(),
+            Self::Config { target, key, value } => {
+                let (topic_id, broker_id, for_topic) = match target {
+                    ConfigTarget::Topic(topic_id) => (*topic_id, ALL_BROKERS, true),
+                    ConfigTarget::Broker(broker_id) => (uuid::Uuid::nil(), broker_id.unwrap_or(ALL_BROKERS), false),
+                };
+                wire::ConfigRecord {
+                    topic_id,
+                    broker_id,
+                    for_topic,
+                    key: key.into(),
+                    value: value.as_ref().map(Into::into),
+                    ..Default::default()
+                }
+                .into()
+            }
+            Self::TopicOwner { topic_id, owner } => {
+                let mut record = wire::TopicOwnerRecord { topic_id: *topic_id, ..Default::default() };
+                if let Some(owner) = owner {
+                    record.uid = Some((&owner.uid).into());
+                    record.namespace = (&owner.namespace).into();
+                    record.name = (&owner.name).into();
+                    record.managed_keys = owner.managed_keys.iter().map(Into::into).collect();
+                }
+                record.into()
+            }
+            Self::ProducerIds { next_producer_id } => {
+                wire::ProducerIdsRecord { next_producer_id: *next_producer_id, ..Default::default() }.into()
+            }
+            Self::BrokerIds { next_broker_id } => {
+                wire::BrokerIdsRecord { next_broker_id: *next_broker_id, ..Default::default() }.into()
+            }
+        }
+    }
+
+    fn from_wire(record: wire::MetadataRecord) -> Self {
+        match record {
+            wire::MetadataRecord::RegisterBroker(record) => Self::RegisterBroker(Registration {
+                broker_id: record.broker_id,
+                volume_uuid: record.volume_uuid,
+                raft_node_id: record.raft_node_id.cast_unsigned(),
+                address: record.address.into(),
+                endpoints: record
+                    .endpoints
+                    .into_iter()
+                    .map(|endpoint| Endpoint {
+                        listener: endpoint.listener.into(),
+                        host: endpoint.host.into(),
+                        port: endpoint.port,
+                        security_protocol: endpoint.security_protocol.into(),
+                    })
+                    .collect(),
+                rack: record.rack.map(Into::into),
+                version: record.binary_version.into(),
+            }),
+            wire::MetadataRecord::Broker(record) => Self::Broker(BrokerImage {
+                broker_id: record.broker_id,
+                broker_epoch: record.broker_epoch,
+                volume_uuid: record.volume_uuid,
+                raft_node_id: record.raft_node_id.cast_unsigned(),
+                address: record.address.into(),
+                endpoints: record
+                    .endpoints
+                    .into_iter()
+                    .map(|endpoint| Endpoint {
+                        listener: endpoint.listener.into(),
+                        host: endpoint.host.into(),
+                        port: endpoint.port,
+                        security_protocol: endpoint.security_protocol.into(),
+                    })
+                    .collect(),
+                rack: record.rack.map(Into::into),
+                fenced: record.fenced,
+                in_controlled_shutdown: record.in_controlled_shutdown,
+                version: record.binary_version.into(),
+            }),
+            wire::MetadataRecord::Topic(record) => Self::Topic { topic_id: record.topic_id, name: record.name.into() },
+            wire::MetadataRecord::RemoveTopic(record) => Self::RemoveTopic { topic_id: record.topic_id },
+            wire::MetadataRecord::Partition(record) => partition_from_wire(record),
+            wire::MetadataRecord::Config(record) => Self::Config {
+                target: if record.for_topic {
+                    ConfigTarget::Topic(record.topic_id)
+                } else {
+                    ConfigTarget::Broker((record.broker_id != ALL_BROKERS).then_some(record.broker_id))
+                },
+                key: record.key.into(),
+                value: record.value.map(Into::into),
+            },
+            wire::MetadataRecord::TopicOwner(record) => Self::TopicOwner {
+                topic_id: record.topic_id,
+                owner: record.uid.map(|uid| TopicOwnerImage {
+                    namespace: record.namespace.into(),
+                    name: record.name.into(),
+                    uid: uid.into(),
+                    managed_keys: record.managed_keys.into_iter().map(Into::into).collect(),
+                }),
+            },
+            wire::MetadataRecord::ProducerIds(record) => {
+                Self::ProducerIds { next_producer_id: record.next_producer_id }
+            }
+            wire::MetadataRecord::BrokerIds(record) => Self::BrokerIds { next_broker_id: record.next_broker_id },
+        }
+    }
+}
+
+fn partition_to_wire(partition: TopicIdPartition, state: &PartitionImage) -> wire::PartitionRecord {
+    wire::PartitionRecord {
+        topic_id: partition.topic_id,
+        partition_id: partition.partition,
+        replicas: state
+            .replicas
+            .iter()
+            .map(|replica| wire::partition_record::ReplicaAssignment {
+                broker_id: replica.broker_id,
+                volume_uuid: replica.volume_uuid,
+                ..Default::default()
+            })
+            .collect(),
+        isr: state.isr.clone(),
+        leader: state.leader,
+        leader_epoch: state.leader_epoch,
+        partition_epoch: state.partition_epoch,
+        ..Default::default()
+    }
+}
+
+fn partition_from_wire(record: wire::PartitionRecord) -> Record {
+    Record::Partition {
+        partition: TopicIdPartition { topic_id: record.topic_id, partition: record.partition_id },
+        state: PartitionImage {
+            replicas: record
+                .replicas
+                .into_iter()
+                .map(|replica| Replica { broker_id: replica.broker_id, volume_uuid: replica.volume_uuid })
+                .collect(),
+            isr: record.isr,
+            leader: record.leader,
+            leader_epoch: record.leader_epoch,
+            partition_epoch: record.partition_epoch,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn one_of_each() -> Vec<Record> {
+        let topic_id = Uuid::from_u128(7);
+        let endpoint =
+            Endpoint { listener: "A".into(), host: "h".into(), port: 65_535, security_protocol: "SSL".into() };
+        vec![
+            Record::RegisterBroker(Registration {
+                broker_id: 3,
+                volume_uuid: Uuid::from_u128(8),
+                raft_node_id: u64::MAX,
+                address: "h:1".into(),
+                endpoints: vec![endpoint.clone()],
+                rack: None,
+                version: "1".into(),
+            }),
+            Record::Broker(BrokerImage {
+                broker_id: 3,
+                broker_epoch: 9,
+                volume_uuid: Uuid::from_u128(8),
+                raft_node_id: 1 << 63,
+                address: "h:1".into(),
+                endpoints: vec![endpoint],
+                rack: Some("r".into()),
+                fenced: false,
+                in_controlled_shutdown: true,
+                version: "2".into(),
+            }),
+            Record::Topic { topic_id, name: "t".into() },
+            Record::RemoveTopic { topic_id },
+            Record::Partition {
+                partition: TopicIdPartition { topic_id, partition: 2 },
+                state: PartitionImage {
+                    replicas: vec![Replica { broker_id: 1, volume_uuid: Uuid::from_u128(4) }],
+                    isr: vec![1],
+                    leader: -1,
+                    leader_epoch: 5,
+                    partition_epoch: 6,
+                },
+            },
+            Record::Config { target: ConfigTarget::Topic(topic_id), key: "k".into(), value: Some(String::new()) },
+            Record::Config { target: ConfigTarget::Broker(None), key: "k".into(), value: None },
+            Record::Config { target: ConfigTarget::Broker(Some(0)), key: "k".into(), value: Some("v".into()) },
+            Record::TopicOwner { topic_id, owner: None },
+            Record::TopicOwner {
+                topic_id,
+                owner: Some(TopicOwnerImage {
+                    namespace: "n".into(),
+                    name: "o".into(),
+                    uid: "u".into(),
+                    managed_keys: BTreeSet::from(["k".to_owned()]),
+                }),
+            },
+            Record::ProducerIds { next_producer_id: i64::MAX },
+            Record::BrokerIds { next_broker_id: 4 },
+        ]
+    }
+
+    #[test]
+    fn every_record_reads_back_as_it_was_written() {
+        for record in one_of_each() {
+            let bytes = record.encode().expect("small records fit");
+            assert_eq!(Record::decode(bytes).expect("just written"), record);
+        }
+    }
+
+    #[test]
+    fn a_cut_record_is_an_error() {
+        for record in one_of_each() {
+            let bytes = record.encode().expect("small records fit");
+            for length in 0..bytes.len() {
+                assert!(Record::decode(bytes.slice(..length)).is_err(), "{record:?} cut to {length} bytes was read");
+            }
+        }
+    }
+}

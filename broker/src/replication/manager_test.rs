@@ -1,0 +1,719 @@
+use std::path::Path;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use millrace_protocol::records::{BatchBuilder, BatchHeader, Compression, NewRecord, RecordBatch};
+use tempfile::TempDir;
+
+use super::*;
+use crate::metadata::image::{PartitionImage, Replica};
+use crate::replication::FetchPartition;
+use crate::storage::batch::samples::{batch, batch_at, producer_batch};
+use crate::storage::files::{FileStore, FileStoreOptions};
+use crate::storage::{LogSettings, StoredLog};
+
+const VERSION: i16 = 13;
+const OURS: i32 = 1;
+const OTHER: i32 = 2;
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+fn volume_uuid() -> Uuid {
+    Uuid::from_u128(0xda7a)
+}
+
+fn topic_id(number: u128) -> Uuid {
+    Uuid::from_u128(number)
+}
+
+fn id(topic: u128, partition: i32) -> TopicIdPartition {
+    TopicIdPartition { topic_id: topic_id(topic), partition }
+}
+
+/// An image with topics whose partitions have the leaders given.
+fn image(log_index: u64, topics: &[(u128, &[i32])]) -> Arc<MetadataImage> {
+    image_at_epoch(log_index, 3, topics)
+}
+
+fn image_at_epoch(log_index: u64, leader_epoch: i32, topics: &[(u128, &[i32])]) -> Arc<MetadataImage> {
+    let mut image = MetadataImage { log_index, ..MetadataImage::empty(Uuid::from_u128(1)) };
+    for (number, leaders) in topics {
+        let partitions = leaders.iter().map(|leader| PartitionImage {
+            replicas: vec![
+                Replica { broker_id: OURS, volume_uuid: volume_uuid() },
+                Replica { broker_id: OTHER, volume_uuid: Uuid::from_u128(0x07e4) },
+            ],
+            isr: vec![*leader],
+            leader: *leader,
+            leader_epoch,
+            partition_epoch: leader_epoch,
+        });
+        let topic = TopicImage {
+            topic_id: topic_id(*number),
+            name: format!("topic-{number}"),
+            partitions: partitions.collect(),
+            config: BTreeMap::new(),
+            owner: None,
+        };
+        image.topic_ids.insert(topic.name.clone(), topic.topic_id);
+        image.topics.insert(topic.topic_id, Arc::new(topic));
+    }
+    Arc::new(image)
+}
+
+/// A broker without its other parts.
+struct Broker {
+    manager: ReplicaManager,
+    images: watch::Sender<Arc<MetadataImage>>,
+    caught_up: watch::Sender<bool>,
+    clock: Arc<AtomicI64>,
+}
+
+impl Broker {
+    async fn start(volume: &Path, first: Arc<MetadataImage>) -> Self {
+        Self::start_with(volume, first, true, TopicSettings::default()).await
+    }
+
+    async fn start_with(
+        volume: &Path,
+        first: Arc<MetadataImage>,
+        caught_up: bool,
+        settings: TopicSettings,
+    ) -> Self {
+        let options = FileStoreOptions { reserve_bytes: Some(0), ..FileStoreOptions::default() };
+        let store = Arc::new(FileStore::open(volume, options).unwrap());
+        let log_index = first.log_index;
+        let images = watch::Sender::new(first);
+        let caught_up = watch::Sender::new(caught_up);
+        let clock = Arc::new(AtomicI64::new(1_000_000));
+        let time = Arc::clone(&clock);
+        let manager = ReplicaManager::start(ReplicaManagerOptions {
+            store,
+            volume_uuid: volume_uuid(),
+            images: images.subscribe(),
+            caught_up: caught_up.subscribe(),
+            topic_settings: Arc::new(move |_| settings.clone()),
+            clock: Arc::new(move || time.load(Ordering::Relaxed)),
+            retention_check_interval: Duration::from_secs(3_600),
+            checkpoint_interval: Duration::from_secs(3_600),
+            producer_id_expiration: Duration::from_secs(24 * 3_600),
+        });
+        let broker = Self { manager, images, caught_up, clock };
+        broker.applied(log_index).await;
+        broker
+    }
+
+    async fn applied(&self, log_index: u64) {
+        let mut applied = self.manager.applied();
+        let reached = applied.wait_for(|applied| *applied >= log_index);
+        tokio::time::timeout(TIMEOUT, reached).await.unwrap().unwrap();
+        if log_index == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn publish(&self, image: Arc<MetadataImage>) {
+        let log_index = image.log_index;
+        self.images.send_replace(image);
+        self.applied(log_index).await;
+    }
+
+    async fn produce(&self, partition: TopicIdPartition, records: Bytes) -> ProduceOutcome {
+        let parts = vec![ProducePartition { partition, records }];
+        self.manager.produce(parts, RequiredAcks::All, TIMEOUT, VERSION).await.remove(0)
+    }
+
+    async fn fetch(&self, plan: FetchRequestPlan) -> Vec<FetchedPartition> {
+        tokio::time::timeout(TIMEOUT, self.manager.fetch(plan)).await.unwrap()
+    }
+
+    fn find(&self, partition: TopicIdPartition, timestamp: i64) -> Result<FoundOffset, ErrorCode> {
+        let query = OffsetQuery { partition, timestamp, current_leader_epoch: None, read_committed: false };
+        self.manager.list_offset(query)
+    }
+
+    fn stored(&self) -> Vec<StoredLog> {
+        self.manager.inner.options.store.list()
+    }
+}
+
+fn from_offset(partition: TopicIdPartition, fetch_offset: i64) -> FetchPartition {
+    FetchPartition {
+        partition,
+        current_leader_epoch: None,
+        fetch_offset,
+        last_fetched_epoch: None,
+        max_bytes: 1 << 20,
+    }
+}
+
+fn plan(partitions: Vec<FetchPartition>) -> FetchRequestPlan {
+    FetchRequestPlan {
+        max_wait: Duration::ZERO,
+        min_bytes: 1,
+        max_bytes: 50 << 20,
+        read_committed: false,
+        partitions,
+    }
+}
+
+fn base_offsets(fetched: &FetchedPartition) -> Vec<i64> {
+    let batches = millrace_protocol::records::batches(fetched.records.clone());
+    batches.map(|batch| batch.unwrap().header().base_offset).collect()
+}
+
+fn volume() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[tokio::test]
+async fn what_is_produced_is_fetched() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS, OURS])])).await;
+    let first = broker.produce(id(1, 0), batch(3, b"a")).await;
+    assert_eq!(
+        (first.error, first.base_offset, first.log_append_time_ms, first.log_start_offset),
+        (ErrorCode::None, 0, -1, 0)
+    );
+    assert_eq!(broker.produce(id(1, 0), batch(2, b"b")).await.base_offset, 3);
+    assert_eq!(broker.produce(id(1, 1), batch(1, b"c")).await.base_offset, 0);
+    let fetched = broker.fetch(plan(vec![from_offset(id(1, 0), 0), from_offset(id(1, 1), 0)])).await;
+    assert_eq!(base_offsets(&fetched[0]), [0, 3]);
+    assert_eq!(
+        (fetched[0].high_watermark, fetched[0].last_stable_offset, fetched[0].log_start_offset),
+        (5, 5, 0)
+    );
+    assert_eq!(base_offsets(&fetched[1]), [0]);
+    let header = BatchHeader::parse(&fetched[0].records).unwrap();
+    assert_eq!(header.partition_leader_epoch, 3);
+    broker.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn each_partition_of_a_request_stands_for_itself_p1() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS, OURS, OTHER])])).await;
+    let parts = vec![
+        ProducePartition { partition: id(1, 0), records: Bytes::new() },
+        ProducePartition { partition: id(1, 2), records: batch(1, b"v") },
+        ProducePartition { partition: id(9, 0), records: batch(1, b"v") },
+        ProducePartition { partition: id(1, 1), records: batch(1, b"v") },
+    ];
+    let outcomes = broker.manager.produce(parts, RequiredAcks::Leader, TIMEOUT, VERSION).await;
+    let errors: Vec<_> = outcomes.iter().map(|outcome| outcome.error).collect();
+    assert_eq!(
+        errors,
+        [
+            ErrorCode::InvalidRecord,
+            ErrorCode::NotLeaderOrFollower,
+            ErrorCode::UnknownTopicOrPartition,
+            ErrorCode::None
+        ]
+    );
+    assert_eq!(outcomes[1].leader, Some(LeaderHint { leader_id: OTHER, leader_epoch: 3 }), "P13");
+    assert_eq!(outcomes[0].base_offset, -1, "P9");
+    assert_eq!(outcomes[3].base_offset, 0);
+}
+
+#[tokio::test]
+async fn acks_0_is_answered_before_anything_is_durable_p10() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    let parts = vec![ProducePartition { partition: id(1, 0), records: batch(1, b"v") }];
+    let outcome = broker.manager.produce(parts, RequiredAcks::None, Duration::ZERO, VERSION).await.remove(0);
+    assert_eq!(outcome.error, ErrorCode::None);
+    let waiting = FetchRequestPlan { max_wait: TIMEOUT, ..plan(vec![from_offset(id(1, 0), 0)]) };
+    assert_eq!(base_offsets(&broker.fetch(waiting).await[0]), [0]);
+}
+
+#[tokio::test]
+async fn too_small_an_isr_refuses_acks_all_only_p11() {
+    let volume = volume();
+    let settings = TopicSettings { min_insync_replicas: 2, ..TopicSettings::default() };
+    let broker = Broker::start_with(volume.path(), image(5, &[(1, &[OURS])]), true, settings).await;
+    assert_eq!(broker.produce(id(1, 0), batch(1, b"v")).await.error, ErrorCode::NotEnoughReplicas);
+    let parts = vec![ProducePartition { partition: id(1, 0), records: batch(1, b"v") }];
+    let outcome = broker.manager.produce(parts, RequiredAcks::Leader, TIMEOUT, VERSION).await.remove(0);
+    assert_eq!((outcome.error, outcome.base_offset), (ErrorCode::None, 0));
+}
+
+#[tokio::test]
+async fn a_produce_that_times_out_keeps_its_records_p11() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    let parts = vec![ProducePartition { partition: id(1, 0), records: batch(1, b"v") }];
+    let pending = broker.manager.append(parts, RequiredAcks::All, VERSION).await;
+    // Nothing was polled in between, so the writer may or may not be done: both answers are right, the data stays.
+    let outcome = pending.outcome(Duration::ZERO).await.remove(0);
+    assert!(matches!(outcome.error, ErrorCode::None | ErrorCode::RequestTimedOut));
+    let waiting = FetchRequestPlan { max_wait: TIMEOUT, ..plan(vec![from_offset(id(1, 0), 0)]) };
+    assert_eq!(base_offsets(&broker.fetch(waiting).await[0]), [0]);
+}
+
+#[tokio::test]
+async fn log_append_time_is_in_the_response_p9() {
+    let volume = volume();
+    let settings = TopicSettings {
+        timestamp_type: millrace_protocol::records::TimestampType::LogAppendTime,
+        ..TopicSettings::default()
+    };
+    let broker = Broker::start_with(volume.path(), image(5, &[(1, &[OURS])]), true, settings).await;
+    broker.clock.store(123_456, Ordering::Relaxed);
+    assert_eq!(broker.produce(id(1, 0), batch(1, b"v")).await.log_append_time_ms, 123_456);
+}
+
+#[tokio::test]
+async fn a_repeated_batch_gets_its_first_offset_even_after_a_restart_i1_i5() {
+    let volume = volume();
+    let sent = |sequence| producer_batch((7, 0, sequence), &[1_000, 1_000], b"v");
+    for clean in [true, false] {
+        let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+        let first = broker.produce(id(1, 0), sent(0)).await;
+        assert_eq!((first.error, first.base_offset), (ErrorCode::None, 0));
+        let second = broker.produce(id(1, 0), sent(2)).await;
+        assert_eq!((second.error, second.base_offset), (ErrorCode::None, 2));
+        assert_eq!(broker.produce(id(1, 0), sent(8)).await.error, ErrorCode::OutOfOrderSequenceNumber, "I2");
+        assert_eq!(
+            broker.manager.partition(id(1, 0)).unwrap().high_watermark(),
+            4,
+            "nothing was appended twice"
+        );
+        if clean {
+            broker.manager.shutdown().await;
+        } else {
+            broker.manager.inner.options.store.close();
+        }
+    }
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    assert_eq!(broker.produce(id(1, 0), sent(2)).await.base_offset, 2);
+}
+
+#[tokio::test]
+async fn transactional_records_are_refused() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    let record = NewRecord { timestamp: 1_000, value: Some(b"v"), ..NewRecord::default() };
+    let sent = BatchBuilder::new(Compression::None).producer(3, 0, 0).transactional().append(record).build();
+    assert_eq!(broker.produce(id(1, 0), sent).await.error, ErrorCode::InvalidTxnState);
+}
+
+#[tokio::test]
+async fn limits_hold_after_the_first_batch_f1() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS, OURS, OURS])])).await;
+    for partition in [1, 2] {
+        for _ in 0..3 {
+            broker.produce(id(1, partition), batch(1, &[0; 1_000])).await;
+        }
+    }
+    let parts = || (0..3).map(|partition| from_offset(id(1, partition), 0)).collect::<Vec<_>>();
+    let counts = |fetched: &[FetchedPartition]| -> Vec<usize> {
+        fetched.iter().map(|one| base_offsets(one).len()).collect()
+    };
+    let tiny = FetchRequestPlan { max_bytes: 10, ..plan(parts()) };
+    assert_eq!(counts(&broker.fetch(tiny).await), [0, 1, 0], "one batch of the first partition that has any");
+    let some = FetchRequestPlan { max_bytes: 4_600, ..plan(parts()) };
+    assert_eq!(counts(&broker.fetch(some).await), [0, 3, 1]);
+    let mut narrow = parts();
+    narrow.iter_mut().for_each(|part| part.max_bytes = 1);
+    assert_eq!(counts(&broker.fetch(plan(narrow)).await), [0, 1, 0]);
+}
+
+#[tokio::test]
+async fn the_log_end_is_no_error_but_beyond_it_is_f3() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    broker.produce(id(1, 0), batch(3, b"v")).await;
+    let fetched = |offset| {
+        let plan = plan(vec![from_offset(id(1, 0), offset)]);
+        async { broker.fetch(plan).await.remove(0) }
+    };
+    assert_eq!((fetched(3).await.error, fetched(3).await.records.len()), (ErrorCode::None, 0));
+    assert_eq!(fetched(4).await.error, ErrorCode::OffsetOutOfRange);
+    assert_eq!(fetched(-1).await.error, ErrorCode::OffsetOutOfRange);
+    assert_eq!(fetched(4).await.high_watermark, -1);
+}
+
+#[tokio::test]
+async fn an_error_answers_at_once_f4() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS, OTHER])])).await;
+    let waiting = |partitions| FetchRequestPlan { max_wait: Duration::from_secs(600), ..plan(partitions) };
+    let fetched = broker.fetch(waiting(vec![from_offset(id(1, 0), 0), from_offset(id(1, 1), 0)])).await;
+    assert_eq!(fetched[1].error, ErrorCode::NotLeaderOrFollower);
+    assert_eq!(fetched[1].leader, Some(LeaderHint { leader_id: OTHER, leader_epoch: 3 }));
+    assert!(broker.fetch(waiting(Vec::new())).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_waiting_fetch_wakes_when_the_high_watermark_moves_f5() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS, OURS])])).await;
+    let waiting = FetchRequestPlan {
+        max_wait: Duration::from_secs(600),
+        ..plan(vec![from_offset(id(1, 0), 0), from_offset(id(1, 1), 0)])
+    };
+    let fetch = tokio::spawn({
+        let manager = broker.manager.clone();
+        async move { manager.fetch(waiting).await }
+    });
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    assert!(!fetch.is_finished());
+    broker.produce(id(1, 1), batch(1, b"v")).await;
+    let fetched = tokio::time::timeout(TIMEOUT, fetch).await.unwrap().unwrap();
+    assert_eq!(base_offsets(&fetched[1]), [0]);
+    assert_eq!(fetched[1].high_watermark, 1);
+}
+
+#[tokio::test]
+async fn a_waiting_fetch_collects_min_bytes_f5_f6() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    let size = i32::try_from(batch(1, &[0; 500]).len()).unwrap();
+    broker.produce(id(1, 0), batch(1, &[0; 500])).await;
+    let waiting = FetchRequestPlan {
+        max_wait: Duration::from_secs(600),
+        min_bytes: 3 * size,
+        ..plan(vec![from_offset(id(1, 0), 0)])
+    };
+    let fetch = tokio::spawn({
+        let manager = broker.manager.clone();
+        async move { manager.fetch(waiting).await }
+    });
+    broker.produce(id(1, 0), batch(1, &[0; 500])).await;
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    assert!(!fetch.is_finished(), "two of three");
+    broker.produce(id(1, 0), batch(1, &[0; 500])).await;
+    let fetched = tokio::time::timeout(TIMEOUT, fetch).await.unwrap().unwrap();
+    assert_eq!(base_offsets(&fetched[0]), [0, 1, 2]);
+    let cut = FetchRequestPlan {
+        max_wait: Duration::from_secs(600),
+        min_bytes: i32::MAX,
+        max_bytes: size,
+        ..plan(vec![from_offset(id(1, 0), 0)])
+    };
+    assert_eq!(broker.fetch(cut).await[0].records.len(), size as usize, "min bytes are cut to max bytes");
+}
+
+#[tokio::test]
+async fn a_waiting_fetch_ends_with_its_time_or_its_leader_f5() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    let short =
+        FetchRequestPlan { max_wait: Duration::from_millis(40), ..plan(vec![from_offset(id(1, 0), 0)]) };
+    let fetched = broker.fetch(short).await;
+    assert_eq!((fetched[0].error, fetched[0].records.len()), (ErrorCode::None, 0));
+    let long =
+        FetchRequestPlan { max_wait: Duration::from_secs(600), ..plan(vec![from_offset(id(1, 0), 0)]) };
+    let fetch = tokio::spawn({
+        let manager = broker.manager.clone();
+        async move { manager.fetch(long).await }
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    broker.publish(image_at_epoch(6, 4, &[(1, &[OTHER])])).await;
+    let fetched = tokio::time::timeout(TIMEOUT, fetch).await.unwrap().unwrap();
+    assert_eq!(fetched[0].error, ErrorCode::NotLeaderOrFollower);
+}
+
+#[tokio::test]
+async fn waiting_requests_leave_nothing_behind() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    for _ in 0..20 {
+        let short =
+            FetchRequestPlan { max_wait: Duration::from_millis(1), ..plan(vec![from_offset(id(1, 0), 0)]) };
+        broker.fetch(short.clone()).await;
+        let long = FetchRequestPlan { max_wait: TIMEOUT, ..short };
+        let dropped = tokio::time::timeout(Duration::from_millis(1), broker.manager.fetch(long)).await;
+        assert!(dropped.is_err());
+    }
+    assert_eq!(broker.manager.partition(id(1, 0)).unwrap().waiting(), 0);
+}
+
+#[tokio::test]
+async fn leader_epochs_are_compared_before_leadership_f9() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    let error = |epoch| {
+        let part = FetchPartition { current_leader_epoch: epoch, ..from_offset(id(1, 0), 0) };
+        let broker = &broker;
+        async move { broker.fetch(plan(vec![part])).await[0].error }
+    };
+    assert_eq!(error(Some(2)).await, ErrorCode::FencedLeaderEpoch);
+    assert_eq!(error(Some(3)).await, ErrorCode::None);
+    assert_eq!(error(Some(4)).await, ErrorCode::UnknownLeaderEpoch);
+    assert_eq!(error(Some(-1)).await, ErrorCode::None, "no epoch, no check");
+    broker.publish(image_at_epoch(6, 4, &[(1, &[OTHER])])).await;
+    assert_eq!(error(Some(3)).await, ErrorCode::FencedLeaderEpoch);
+    assert_eq!(error(Some(4)).await, ErrorCode::NotLeaderOrFollower);
+    assert_eq!(error(None).await, ErrorCode::NotLeaderOrFollower);
+}
+
+#[tokio::test]
+async fn a_parted_log_is_told_from_the_last_fetched_epoch() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    broker.produce(id(1, 0), batch(3, b"v")).await;
+    broker.publish(image_at_epoch(6, 5, &[(1, &[OURS])])).await;
+    broker.produce(id(1, 0), batch(1, b"v")).await;
+    let part = FetchPartition { last_fetched_epoch: Some(3), ..from_offset(id(1, 0), 4) };
+    let fetched = broker.fetch(FetchRequestPlan { max_wait: TIMEOUT, ..plan(vec![part]) }).await.remove(0);
+    assert_eq!(fetched.diverging_epoch, Some(EpochEnd { leader_epoch: 3, end_offset: 3 }));
+    assert_eq!(
+        broker.manager.leader_epoch_end(id(1, 0), None, 4),
+        Ok(EpochEnd { leader_epoch: 3, end_offset: 3 }),
+        "L2"
+    );
+    assert_eq!(
+        broker.manager.leader_epoch_end(id(1, 0), None, 9),
+        Ok(EpochEnd { leader_epoch: -1, end_offset: -1 })
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn special_and_real_timestamps_are_answered_o1_o2_o3() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    assert_eq!(broker.find(id(1, 0), -1).unwrap().offset, 0);
+    assert_eq!(broker.find(id(1, 0), -3).unwrap().offset, -1, "an empty log has no largest timestamp");
+    broker.produce(id(1, 0), batch_at(&[100, 300, 200], b"v")).await;
+    broker.produce(id(1, 0), batch_at(&[50, 300], b"v")).await;
+    let found = |timestamp| broker.find(id(1, 0), timestamp).map(|found| (found.offset, found.timestamp));
+    assert_eq!(found(-1), Ok((5, -1)));
+    assert_eq!(found(-2), Ok((0, -1)));
+    assert_eq!(found(-3), Ok((1, 300)), "the first record with it, not the end of its batch");
+    assert_eq!(found(-4), Ok((0, -1)));
+    assert_eq!(found(-5), Ok((-1, -1)));
+    assert_eq!(found(0), Ok((0, 100)));
+    assert_eq!(found(101), Ok((1, 300)), "log order");
+    assert_eq!(found(301), Ok((-1, -1)));
+    let partition = broker.manager.partition(id(1, 0)).unwrap();
+    tokio::task::block_in_place(|| partition.log().set_log_start(2)).unwrap();
+    assert_eq!(found(201), Ok((4, 300)), "a record below the log start does not count");
+    assert_eq!(found(150), Ok((2, 200)));
+    assert_eq!(found(-2), Ok((2, -1)));
+    assert_eq!(broker.find(id(2, 0), -1), Err(ErrorCode::UnknownTopicOrPartition));
+    assert_eq!(broker.find(id(1, 0), -1).unwrap().leader_epoch, 3);
+}
+
+#[tokio::test]
+async fn nothing_is_led_before_the_broker_has_caught_up() {
+    let volume = volume();
+    let broker =
+        Broker::start_with(volume.path(), image(5, &[(1, &[OURS])]), false, TopicSettings::default()).await;
+    assert_eq!(broker.produce(id(1, 0), batch(1, b"v")).await.error, ErrorCode::NotLeaderOrFollower);
+    broker.caught_up.send_replace(true);
+    broker.publish(image(6, &[(1, &[OURS])])).await;
+    assert_eq!(broker.produce(id(1, 0), batch(1, b"v")).await.error, ErrorCode::None);
+}
+
+#[tokio::test]
+async fn a_replica_on_another_volume_is_not_ours() {
+    let volume = volume();
+    let mut other = (*image(5, &[(1, &[OURS])])).clone();
+    let topic = Arc::make_mut(other.topics.get_mut(&topic_id(1)).unwrap());
+    topic.partitions[0].replicas[0].volume_uuid = Uuid::from_u128(0xdead);
+    let broker = Broker::start(volume.path(), Arc::new(other)).await;
+    assert_eq!(broker.produce(id(1, 0), batch(1, b"v")).await.error, ErrorCode::NotLeaderOrFollower);
+    assert!(broker.manager.logs().is_empty());
+}
+
+#[tokio::test]
+async fn a_topic_just_created_is_waited_for() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[])).await;
+    // The image is there, and the manager has not looked at it yet.
+    broker.images.send_replace(image(6, &[(1, &[OURS])]));
+    assert_eq!(broker.produce(id(1, 0), batch(1, b"v")).await.error, ErrorCode::None);
+}
+
+#[tokio::test]
+async fn leadership_comes_back_with_its_records() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    broker.produce(id(1, 0), batch(1, b"v")).await;
+    broker.publish(image_at_epoch(6, 4, &[(1, &[OTHER])])).await;
+    assert_eq!(broker.produce(id(1, 0), batch(1, b"v")).await.error, ErrorCode::NotLeaderOrFollower);
+    broker.publish(image_at_epoch(7, 5, &[(1, &[OURS])])).await;
+    assert_eq!(broker.produce(id(1, 0), batch(1, b"v")).await.base_offset, 1);
+}
+
+#[tokio::test]
+async fn logs_of_a_deleted_topic_are_deleted() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS]), (2, &[OURS])])).await;
+    broker.produce(id(1, 0), batch(1, b"v")).await;
+    broker.produce(id(2, 0), batch(1, b"v")).await;
+    broker.publish(image(6, &[(2, &[OURS])])).await;
+    assert_eq!(broker.stored().iter().map(|log| log.partition).collect::<Vec<_>>(), [id(2, 0)]);
+    assert_eq!(broker.produce(id(1, 0), batch(1, b"v")).await.error, ErrorCode::UnknownTopicOrPartition);
+    assert_eq!(broker.produce(id(2, 0), batch(1, b"v")).await.error, ErrorCode::None);
+}
+
+#[tokio::test]
+async fn a_log_whose_topic_was_deleted_while_the_broker_was_down_goes_once_it_has_caught_up() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    broker.produce(id(1, 0), batch(1, b"v")).await;
+    broker.manager.shutdown().await;
+    let broker = Broker::start_with(volume.path(), image(3, &[]), false, TopicSettings::default()).await;
+    assert_eq!(broker.stored().len(), 1, "an old image decides nothing");
+    broker.publish(image(9, &[])).await;
+    assert_eq!(broker.stored().len(), 1, "not caught up");
+    broker.caught_up.send_replace(true);
+    broker.publish(image(10, &[])).await;
+    assert!(broker.stored().is_empty());
+}
+
+#[tokio::test]
+async fn logs_that_lost_metadata_does_not_know_are_kept_for_good() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(500, &[(1, &[OURS])])).await;
+    broker.produce(id(1, 0), batch(1, b"v")).await;
+    broker.manager.shutdown().await;
+    // A new quorum under the old cluster id counts from the start again.
+    for log_index in [20, 900] {
+        let broker = Broker::start(volume.path(), image(log_index, &[])).await;
+        assert_eq!(broker.stored().len(), 1, "at {log_index}");
+        broker.manager.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_log_takes_its_partition_offline_and_no_other() {
+    let volume = volume();
+    let both = image(5, &[(1, &[OURS, OURS])]);
+    let broker = Broker::start(volume.path(), Arc::clone(&both)).await;
+    for partition in [0, 1] {
+        for _ in 0..3 {
+            broker.produce(id(1, partition), batch(1, b"v")).await;
+        }
+    }
+    broker.manager.inner.options.store.close();
+    let logs = volume.path().join("logs");
+    let segment = logs.join(format!("{}-0", topic_id(1))).join("00000000000000000000.log");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[70] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let broker = Broker::start(volume.path(), both).await;
+    assert_eq!(broker.produce(id(1, 0), batch(1, b"v")).await.error, ErrorCode::KafkaStorageError);
+    assert_eq!(broker.produce(id(1, 1), batch(1, b"v")).await.base_offset, 3);
+    let mut logs = broker.manager.logs();
+    logs.sort_by_key(|log| log.partition);
+    assert_eq!(logs.iter().map(|log| log.online).collect::<Vec<_>>(), [false, true]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_producers_and_readers_see_every_record_once_and_in_order() {
+    let volume = volume();
+    let settings = TopicSettings {
+        log: LogSettings { segment_bytes: 50_000, ..LogSettings::default() },
+        ..TopicSettings::default()
+    };
+    let broker = Broker::start_with(volume.path(), image(5, &[(1, &[OURS, OURS])]), true, settings).await;
+    let producers: Vec<_> = (0..8_i64)
+        .map(|number| {
+            let manager = broker.manager.clone();
+            tokio::spawn(async move {
+                let mut offsets = Vec::new();
+                for sequence in 0..60 {
+                    let partition = id(1, i32::try_from(number % 2).unwrap());
+                    let records = producer_batch((number, 0, sequence * 2), &[1_000, 1_000], &[7; 300]);
+                    let parts = vec![ProducePartition { partition, records }];
+                    let outcome = manager.produce(parts, RequiredAcks::All, TIMEOUT, VERSION).await.remove(0);
+                    assert_eq!(outcome.error, ErrorCode::None);
+                    offsets.push((partition, outcome.base_offset));
+                }
+                offsets
+            })
+        })
+        .collect();
+    let readers: Vec<_> = (0..2)
+        .map(|partition| {
+            let manager = broker.manager.clone();
+            tokio::spawn(async move {
+                let mut next = 0;
+                let mut batches = Vec::new();
+                while next < 4 * 60 * 2 {
+                    let plan = FetchRequestPlan {
+                        max_wait: TIMEOUT,
+                        ..plan(vec![from_offset(id(1, partition), next)])
+                    };
+                    let fetched = manager.fetch(plan).await.remove(0);
+                    for batch in millrace_protocol::records::batches(fetched.records) {
+                        let batch: RecordBatch = batch.unwrap();
+                        batch.verify_crc().unwrap();
+                        assert_eq!(batch.header().base_offset, next);
+                        next = batch.header().next_offset();
+                        assert!(next <= fetched.high_watermark);
+                        batches.push((batch.header().producer_id, batch.header().base_sequence));
+                    }
+                }
+                batches
+            })
+        })
+        .collect();
+    for producer in producers {
+        let offsets = producer.await.unwrap();
+        assert!(offsets.is_sorted_by_key(|(_, offset)| *offset));
+    }
+    for (partition, reader) in (0..).zip(readers) {
+        let batches = tokio::time::timeout(TIMEOUT, reader).await.unwrap().unwrap();
+        for number in (0..8).filter(|number| number % 2 == partition) {
+            let sequences: Vec<_> =
+                batches.iter().filter(|(id, _)| *id == number).map(|(_, sequence)| *sequence).collect();
+            assert_eq!(sequences, (0..60).map(|sequence| sequence * 2).collect::<Vec<_>>());
+        }
+    }
+    broker.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn shutting_down_answers_those_who_wait() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    let long =
+        FetchRequestPlan { max_wait: Duration::from_secs(600), ..plan(vec![from_offset(id(1, 0), 0)]) };
+    let fetch = tokio::spawn({
+        let manager = broker.manager.clone();
+        async move { manager.fetch(long).await }
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    broker.manager.shutdown().await;
+    let fetched = tokio::time::timeout(TIMEOUT, fetch).await.unwrap().unwrap();
+    assert_eq!(fetched[0].error, ErrorCode::NotLeaderOrFollower);
+    assert_ne!(broker.produce(id(1, 0), batch(1, b"v")).await.error, ErrorCode::None);
+}
+
+/// Prints what ten thousand idle partitions cost; run by hand with `--ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn ten_thousand_idle_partitions() {
+    use std::io::Write as _;
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let volume = volume();
+    let leaders = [OURS; 100];
+    let topics: Vec<(u128, &[i32])> = (1..101).map(|number| (number, &leaders[..])).collect();
+    let before = resident();
+    let started = std::time::Instant::now();
+    let broker = Broker::start(volume.path(), image(5, &topics)).await;
+    writeln!(std::io::stderr(), "opened in {:?}, {} kB", started.elapsed(), resident() - before).unwrap();
+    let parts = || {
+        let ids = (1..101).flat_map(|topic| (0..100).map(move |partition| id(topic, partition)));
+        ids.map(|partition| ProducePartition { partition, records: batch(1, b"v") }).collect()
+    };
+    let started = std::time::Instant::now();
+    broker.manager.produce(parts(), RequiredAcks::All, Duration::from_secs(300), VERSION).await;
+    writeln!(std::io::stderr(), "one batch each in {:?}, {} kB", started.elapsed(), resident() - before)
+        .unwrap();
+    let started = std::time::Instant::now();
+    broker.manager.shutdown().await;
+    writeln!(std::io::stderr(), "shut down in {:?}", started.elapsed()).unwrap();
+    let started = std::time::Instant::now();
+    let broker = Broker::start(volume.path(), image(5, &topics)).await;
+    writeln!(std::io::stderr(), "opened again in {:?}, {} kB", started.elapsed(), resident() - before)
+        .unwrap();
+    drop(broker);
+}

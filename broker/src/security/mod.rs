@@ -1,0 +1,3 @@
+//! Who may connect, and how that is proven.
+
+pub mod tls;

@@ -1,0 +1,142 @@
+//! Headers of record batches as they lie in a log.
+//!
+//! Answers where a batch ends, which offsets it covers and whether its bytes are whole, without looking at records.
+//! The codec reads the header; here it is judged as bytes of a disk have to be, which may be anything.
+
+use millrace_protocol::records::{self, BatchHeader, HEADER_LEN};
+
+/// Why stored bytes are not a batch.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoredBatchError {
+    /// Fewer bytes than the batch says it has, or than a header takes.
+    #[error("the batch is cut off")]
+    Incomplete,
+    /// The header is not one.
+    #[error(transparent)]
+    Header(#[from] records::BatchError),
+    /// The offsets cannot be right.
+    #[error("the batch has impossible offsets")]
+    Offsets,
+    /// The checksum differs.
+    #[error("the batch fails its checksum")]
+    Checksum,
+}
+
+/// Reads the header at the start of `bytes`, which need not hold the whole batch.
+pub fn parse_header(bytes: &[u8]) -> Result<BatchHeader, StoredBatchError> {
+    if bytes.len() < HEADER_LEN {
+        return Err(StoredBatchError::Incomplete);
+    }
+    let header = BatchHeader::parse(bytes)?;
+    let next = header.base_offset.checked_add(i64::from(header.last_offset_delta) + 1);
+    let offsets_fit = header.base_offset >= 0 && header.last_offset_delta >= 0 && next.is_some();
+    if offsets_fit { Ok(header) } else { Err(StoredBatchError::Offsets) }
+}
+
+/// Reads the header and compares the checksum of the whole batch at the start of `bytes`.
+pub fn parse_whole(bytes: &[u8]) -> Result<BatchHeader, StoredBatchError> {
+    let header = parse_header(bytes)?;
+    let batch = bytes.get(..header.size_in_bytes()).ok_or(StoredBatchError::Incomplete)?;
+    if records::crc_of(batch) == header.crc { Ok(header) } else { Err(StoredBatchError::Checksum) }
+}
+
+/// Writes the base offset and the leader epoch into the batch at the start of `batch`.
+pub fn stamp(batch: &mut [u8], base_offset: i64, leader_epoch: i32) {
+    records::patch_base_offset(batch, base_offset);
+    records::patch_leader_epoch(batch, leader_epoch);
+}
+
+/// CRC32C of `bytes`.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes);
+    u32::try_from(crc).expect("the algorithm has 32 bits")
+}
+
+/// Whole batches at the start of some bytes, each with its position; ends before the first that is cut off or broken.
+#[derive(Debug)]
+pub struct WholeBatches<'a> {
+    bytes: &'a [u8],
+    position: usize,
+}
+
+impl<'a> WholeBatches<'a> {
+    /// Batches of `bytes` from its start.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, position: 0 }
+    }
+}
+
+impl Iterator for WholeBatches<'_> {
+    type Item = (usize, BatchHeader);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rest = &self.bytes[self.position..];
+        let header = parse_header(rest).ok().filter(|header| header.size_in_bytes() <= rest.len())?;
+        let position = self.position;
+        self.position += header.size_in_bytes();
+        Some((position, header))
+    }
+}
+
+/// Batches for tests.
+#[cfg(test)]
+pub(crate) mod samples {
+    use bytes::Bytes;
+    use millrace_protocol::records::{BatchBuilder, Compression, NewRecord};
+
+    /// A batch as a producer sends it, with one record for each timestamp.
+    pub(crate) fn batch_at(timestamps: &[i64], value: &[u8]) -> Bytes {
+        producer_batch((-1, -1, -1), timestamps, value)
+    }
+
+    /// A batch of an idempotent producer: id, epoch, base sequence.
+    pub(crate) fn producer_batch(producer: (i64, i16, i32), timestamps: &[i64], value: &[u8]) -> Bytes {
+        let mut builder = BatchBuilder::new(Compression::None).producer(producer.0, producer.1, producer.2);
+        for timestamp in timestamps {
+            builder.push(NewRecord { timestamp: *timestamp, value: Some(value), ..NewRecord::default() });
+        }
+        builder.build()
+    }
+
+    /// A batch of `records` records that each hold `value`.
+    pub(crate) fn batch(records: usize, value: &[u8]) -> Bytes {
+        batch_at(&vec![1_000; records], value)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod tests {
+    use super::samples::batch;
+    use super::*;
+
+    #[test]
+    fn stamping_offset_and_epoch_keeps_the_checksum_p3() {
+        let mut batch = batch(3, b"value").to_vec();
+        stamp(&mut batch, 41, 7);
+        let header = parse_whole(&batch).unwrap();
+        assert_eq!((header.base_offset, header.last_offset(), header.partition_leader_epoch), (41, 43, 7));
+    }
+
+    #[test]
+    fn a_flipped_byte_fails_the_checksum() {
+        let mut batch = batch(1, b"value").to_vec();
+        *batch.last_mut().unwrap() ^= 1;
+        assert_eq!(parse_whole(&batch), Err(StoredBatchError::Checksum));
+    }
+
+    #[test]
+    fn any_cut_is_an_error_not_a_panic() {
+        let batch = batch(2, b"value");
+        for length in 0..batch.len() {
+            assert_eq!(parse_whole(&batch[..length]), Err(StoredBatchError::Incomplete), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn offsets_that_overflow_are_refused() {
+        let mut batch = batch(2, b"value").to_vec();
+        stamp(&mut batch, i64::MAX, 0);
+        assert_eq!(parse_header(&batch), Err(StoredBatchError::Offsets));
+    }
+}

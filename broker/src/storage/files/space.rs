@@ -1,0 +1,80 @@
+//! Watches the free space of the volume, so that appends are refused before a write fails.
+//!
+//! A write that fails for lack of space would stop the store for good; a refused append costs the client a retry.
+//! What is written between two looks at the disk is counted, so a look each second is enough.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::disk::Disk;
+use crate::storage::StorageError;
+
+/// Bytes after which the disk is asked again, whatever the time.
+const LOOK_AFTER_BYTES: u64 = 32 << 20;
+/// Time after which the disk is asked again.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// Time between two looks while the volume is full.
+const LOOK_AFTER_WHEN_FULL: Duration = Duration::from_millis(100);
+
+/// The least space that must stay free: a fiftieth of the volume within these bounds. It holds the appends that are
+/// on their way and the metadata log, which shares the volume.
+const RESERVE_BOUNDS: (u64, u64) = (96 << 20, 512 << 20);
+
+#[derive(Debug)]
+pub(super) struct FreeSpace {
+    path: PathBuf,
+    disk: Arc<dyn Disk>,
+    reserve: Option<u64>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    free: u64,
+    reserve: u64,
+    looked: Option<Instant>,
+    admitted: u64,
+}
+
+impl FreeSpace {
+    /// `reserve` replaces the computed reserve.
+    pub(super) fn new(path: PathBuf, disk: Arc<dyn Disk>, reserve: Option<u64>) -> Self {
+        let state = Mutex::new(State { free: 0, reserve: 0, looked: None, admitted: 0 });
+        Self { path, disk, reserve, state }
+    }
+
+    /// Takes `bytes` from what is free, or refuses.
+    pub(super) fn take(&self, bytes: u64) -> Result<(), StorageError> {
+        let mut state = self.state.lock();
+        let full = state.free.saturating_sub(bytes) < state.reserve;
+        let due = state.looked.is_none_or(|at| {
+            let age = at.elapsed();
+            age > LOOK_AFTER || state.admitted > LOOK_AFTER_BYTES || (full && age > LOOK_AFTER_WHEN_FULL)
+        });
+        if due {
+            let space = self.disk.space(&self.path).map_err(|source| StorageError::Io {
+                doing: "asking for the free space of",
+                path: self.path.clone(),
+                source,
+            })?;
+            state.free = space.free;
+            state.reserve =
+                self.reserve.unwrap_or_else(|| (space.total / 50).clamp(RESERVE_BOUNDS.0, RESERVE_BOUNDS.1));
+            state.looked = Some(Instant::now());
+            state.admitted = 0;
+        }
+        if state.free.saturating_sub(bytes) < state.reserve {
+            return Err(StorageError::Full {
+                path: self.path.clone(),
+                free: state.free,
+                reserve: state.reserve,
+            });
+        }
+        state.free -= bytes;
+        state.admitted += bytes;
+        Ok(())
+    }
+}

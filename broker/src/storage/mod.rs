@@ -1,0 +1,357 @@
+//! The record store as partitions see it: the boundary behind which bytes become durable.
+//!
+//! A [`LogStore`] is one data volume; it keeps one [`PartitionLog`] per partition. Callers hand in whole record
+//! batches that have been validated and given their offsets; the store writes what has queued up in one go, syncs it,
+//! and only then moves the durable end. Nothing here knows of leaders, clients or the wire.
+//!
+//! What every implementation keeps, and [`conformance`] checks:
+//! - Batches of one log are stored in the order of [`PartitionLog::append`], byte for byte except for base offset and
+//!   leader epoch, which the store writes in.
+//! - The durable end never moves past a batch that would not survive a crash under the log's [`Durability`], and
+//!   whatever lies below a durable end that was ever published is there after the store is opened again.
+//! - Readers see nothing at or above the durable end.
+//! - A failed write or sync is final ([`StoreFailure`]): no durable end moves after it, the first reason is kept, and
+//!   only opening the store again can make it accept appends. A sync is never tried twice, since the kernel may have
+//!   dropped the pages of the first try.
+//! - What is found broken on disk is reported, never skipped, except the cut-off last write of a crash.
+//!
+//! [`files`] is the implementation there is: one directory of segment files per partition.
+
+pub mod batch;
+pub mod epochs;
+pub mod files;
+
+#[cfg(test)]
+pub(crate) mod conformance;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use millrace_protocol::records::BatchHeader;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use crate::metadata::image::TopicIdPartition;
+
+pub use epochs::{EpochCache, EpochEnd, EpochStart};
+
+/// When an append counts as durable (`log.durability`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// After the data is on the disk: survives loss of power.
+    #[default]
+    Fsync,
+    /// After the data is with the operating system: survives the death of the process only.
+    Written,
+}
+
+/// Settings of one log; they may change while it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Size after which a new segment is begun (`segment.bytes`).
+    pub segment_bytes: u64,
+    /// Age in milliseconds after which a new segment is begun (`segment.ms`).
+    pub segment_ms: i64,
+    /// Whether old records are deleted at all (`cleanup.policy` names `delete`).
+    pub delete_old: bool,
+    /// Age in milliseconds after which records are deleted (`retention.ms`); `None` keeps them.
+    pub retention_ms: Option<i64>,
+    /// Size down to which old segments are deleted (`retention.bytes`); `None` keeps them.
+    pub retention_bytes: Option<u64>,
+    /// See [`Durability`].
+    pub durability: Durability,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 1 << 30,
+            segment_ms: 7 * 24 * 3_600_000,
+            delete_old: true,
+            retention_ms: Some(7 * 24 * 3_600_000),
+            retention_bytes: None,
+            durability: Durability::Fsync,
+        }
+    }
+}
+
+/// A batch on its way into a log.
+#[derive(Clone, Debug)]
+pub struct AppendBatch {
+    /// The batch as validated. Its base offset and leader epoch are ignored.
+    pub bytes: Bytes,
+    /// Header of `bytes`, with the base offset and leader epoch that it is to get.
+    pub header: BatchHeader,
+}
+
+/// The pointers of one log, all taken at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogEnds {
+    /// First offset that can be read.
+    pub log_start: i64,
+    /// First offset that is not durable yet.
+    pub durable_end: i64,
+    /// Next offset to be assigned; appends between the durable end and this are on their way.
+    pub log_end: i64,
+    /// Bytes made durable since the log was opened. Two readings tell how much arrived between them.
+    pub durable_bytes: u64,
+}
+
+/// What to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadRange {
+    /// Offset wanted: data starts with the batch that contains it, or with the next one if there is a gap (F2).
+    pub offset: i64,
+    /// Batches from this offset on are left out. The durable end bounds reads as well.
+    pub until: i64,
+    /// Most bytes to return.
+    pub max_bytes: usize,
+    /// Return the first batch even if it is larger than `max_bytes` (F1).
+    pub at_least_one: bool,
+}
+
+/// State derived from a log that its owner keeps in the store, such as what is known about producers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateSnapshot {
+    /// The state covers every batch below this offset.
+    pub offset: i64,
+    /// Encoded state; the store does not look into it.
+    pub bytes: Bytes,
+}
+
+/// A log that exists on the volume, open or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredLog {
+    /// Whose log it is.
+    pub partition: TopicIdPartition,
+    /// Metadata log index at which the partition was last known to exist, if a checkpoint has recorded one.
+    pub known_at: Option<u64>,
+}
+
+/// What an owner has to say about an open log when the store makes a checkpoint.
+#[derive(Clone, Debug)]
+pub struct CheckpointEntry {
+    /// Whose log it is.
+    pub partition: TopicIdPartition,
+    /// Derived state to keep; `None` keeps what the last checkpoint had.
+    pub state: Option<StateSnapshot>,
+}
+
+/// Why a store has stopped for good.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the record store at {} has failed while {doing} and takes no more writes until the broker is restarted: {reason}", path.display())]
+pub struct StoreFailure {
+    /// File or directory concerned.
+    pub path: PathBuf,
+    /// What was being done.
+    pub doing: &'static str,
+    /// What the operating system said.
+    pub reason: String,
+}
+
+/// Why a log operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The store has stopped for good.
+    #[error(transparent)]
+    Failed(Arc<StoreFailure>),
+    /// The store is closed, or is being closed.
+    #[error("the record store is closed")]
+    Closed,
+    /// The log has been deleted or closed.
+    #[error("the log is gone")]
+    Gone,
+    /// The volume is nearly full. Nothing was written; it goes on when there is space.
+    #[error(
+        "the volume of {} has {free} bytes left, and appends stop below {reserve}: delete topics, shorten their retention or enlarge the volume",
+        path.display()
+    )]
+    Full {
+        /// Directory of the store.
+        path: PathBuf,
+        /// Bytes free.
+        free: u64,
+        /// Bytes that must stay free.
+        reserve: u64,
+    },
+    /// The offset is not in the log.
+    #[error("offset {offset} is not between {log_start} and {log_end}")]
+    OffsetOutOfRange {
+        /// Offset asked for.
+        offset: i64,
+        /// First offset of the log.
+        log_start: i64,
+        /// Log end offset.
+        log_end: i64,
+    },
+    /// An append that does not continue the log.
+    #[error("batch with base offset {base_offset} does not continue the log, which ends at {log_end}")]
+    NotContiguous {
+        /// Offset of the batch.
+        base_offset: i64,
+        /// Log end offset.
+        log_end: i64,
+    },
+    /// Stored bytes are not what was written, and it is not the cut-off end of a crash.
+    #[error("{} is damaged at byte {position}: {problem}", path.display())]
+    Damaged {
+        /// File.
+        path: PathBuf,
+        /// Position in it.
+        position: u64,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The operating system refused something that can be tried again.
+    #[error("{doing} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// File or directory.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+/// Hears what happens to one log. Called from the store's own threads: must be quick and must not call the store.
+pub trait LogListener: Send + Sync {
+    /// The durable end has moved to `durable_end`; back only because the log was truncated.
+    fn durable_end_moved(&self, durable_end: i64);
+
+    /// The store has failed: what is not durable now never will be.
+    fn store_failed(&self);
+}
+
+/// The right to put some bytes into the store's queue, held until they are durable.
+///
+/// Bounds the memory that appends on their way to the disk take.
+#[derive(Debug)]
+pub struct Admission {
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Admission {
+    pub(crate) fn new(permit: Option<OwnedSemaphorePermit>) -> Self {
+        Self { _permit: permit }
+    }
+}
+
+/// An open log and what was kept for its owner.
+#[derive(Debug)]
+pub struct OpenedLog {
+    /// The log.
+    pub log: Arc<dyn PartitionLog>,
+    /// Derived state of the last checkpoint. Batches from its offset on must be replayed into it; without a state,
+    /// all batches.
+    pub state: Option<StateSnapshot>,
+}
+
+/// The logs of one data volume. See the module documentation for what holds.
+///
+/// Everything but [`admit`](Self::admit) and [`failure`](Self::failure) may block on the disk.
+pub trait LogStore: Send + Sync + std::fmt::Debug {
+    /// Logs that exist on the volume.
+    fn list(&self) -> Vec<StoredLog>;
+
+    /// Opens a log; one that does not exist begins empty, and takes no disk space before its first append.
+    ///
+    /// Recovers what a crash left: a cut-off last write is removed, other damage is [`StorageError::Damaged`].
+    /// Opening a log that is open is an error of the caller and answered with [`StorageError::Gone`].
+    fn open(
+        &self,
+        partition: TopicIdPartition,
+        settings: LogSettings,
+        listener: Weak<dyn LogListener>,
+    ) -> Result<OpenedLog, StorageError>;
+
+    /// Deletes a log, open or not. Handles of it answer [`StorageError::Gone`] from then on.
+    ///
+    /// Its partition is not expected to come back: opening it after a crash may report the records as missing.
+    fn delete(&self, partition: TopicIdPartition) -> Result<(), StorageError>;
+
+    /// Waits for room in the queue of appends; asks for the bytes of one request at once.
+    ///
+    /// Resolves on the first poll unless the queue is full; first come, first served. Cancel-safe.
+    fn admit(&self, bytes: usize) -> BoxFuture<'_, Result<Admission, StorageError>>;
+
+    /// Makes everything appended so far durable, and records where each log stands together with its owner's state,
+    /// so that opening need not look at anything older. `known_at` is the metadata log index at which all partitions
+    /// in `entries` existed.
+    fn checkpoint(&self, entries: Vec<CheckpointEntry>, known_at: u64) -> Result<(), StorageError>;
+
+    /// Marks logs as unknown to the cluster's metadata: [`StoredLog::known_at`] is `u64::MAX` from then on.
+    fn disown(&self, partitions: &[TopicIdPartition]) -> Result<(), StorageError>;
+
+    /// Bytes appended since the last checkpoint.
+    fn bytes_since_checkpoint(&self) -> u64;
+
+    /// Stops: what was appended is made durable, everything later is refused. A caller that wants a fast start makes
+    /// a checkpoint first.
+    fn close(&self);
+
+    /// The failure that stopped the store, once there is one. Changes at most once.
+    fn failure(&self) -> watch::Receiver<Option<Arc<StoreFailure>>>;
+}
+
+/// One partition's log. See the module documentation for what holds.
+///
+/// Methods that may block on the disk say so; the others are fit for async threads.
+pub trait PartitionLog: Send + Sync + std::fmt::Debug {
+    /// Queues a batch. It is durable when the durable end has passed its last offset; until then it may be lost.
+    ///
+    /// `batch.header.base_offset` must be the log end: callers append to one log from under one lock.
+    fn append(&self, batch: AppendBatch, admission: Arc<Admission>) -> Result<(), StorageError>;
+
+    /// The log's pointers.
+    fn ends(&self) -> LogEnds;
+
+    /// Reads whole batches if that needs no disk; `None` if it does.
+    fn read_memory(&self, range: ReadRange) -> Result<Option<Bytes>, StorageError>;
+
+    /// Reads whole batches; empty if nothing lies between the offset and the bounds. Blocks on the disk.
+    ///
+    /// May return less than there is, but never nothing when a batch would fit.
+    fn read(&self, range: ReadRange) -> Result<Bytes, StorageError>;
+
+    /// Removes every batch that holds an offset at or above `offset`; the log then ends where the first of them
+    /// began, and starts no later than that. Durable on return. Blocks on the disk. Not to be called while appends are on their way.
+    fn truncate(&self, offset: i64) -> Result<LogEnds, StorageError>;
+
+    /// Moves the log start up to `log_start`, which must not be above the durable end. Durable on return. Blocks.
+    fn set_log_start(&self, log_start: i64) -> Result<(), StorageError>;
+
+    /// The first batch, in log order, that ends at or after `from` and has a timestamp of at least `timestamp`.
+    /// Blocks on the disk.
+    fn batch_by_time(&self, timestamp: i64, from: i64) -> Result<Option<Bytes>, StorageError>;
+
+    /// The first batch with the largest timestamp of all. Blocks on the disk.
+    fn batch_with_max_timestamp(&self) -> Result<Option<Bytes>, StorageError>;
+
+    /// Enters that a leader epoch begins at the log end (L1).
+    fn begin_epoch(&self, leader_epoch: i32);
+
+    /// Where a leader epoch ended (L2).
+    fn epoch_end(&self, leader_epoch: i32) -> Option<EpochEnd>;
+
+    /// The epoch that wrote `offset`.
+    fn epoch_at(&self, offset: i64) -> Option<i32>;
+
+    /// The latest epoch known.
+    fn latest_epoch(&self) -> Option<i32>;
+
+    /// Shows the headers of all durable batches from the one that contains `from` on. Blocks on the disk.
+    fn replay(&self, from: i64, visit: &mut dyn FnMut(&BatchHeader)) -> Result<(), StorageError>;
+
+    /// Replaces the settings.
+    fn set_settings(&self, settings: LogSettings);
+
+    /// Deletes what the settings say is too old or too much (R1, R2), never past `until`. Returns the bytes freed.
+    /// Blocks on the disk.
+    fn retain(&self, now_ms: i64, until: i64) -> Result<u64, StorageError>;
+
+    /// Bytes stored.
+    fn size(&self) -> u64;
+}

@@ -1,0 +1,88 @@
+//! Apache Kafka's own command-line tools.
+
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::run::{from_make, succeed};
+use crate::support::{Broker, Fleet};
+
+fn tool(class: &str, arguments: &[&str], input: &str) -> String {
+    let libraries = format!("{}/*", from_make("MILLRACE_KAFKA_LIBS"));
+    let mut command = Command::new("timeout");
+    command.args(["120", "java", "-XX:TieredStopAtLevel=1", "-cp", &libraries, class]).args(arguments);
+    succeed(&mut command, input)
+}
+
+fn round_trip(bootstrap: &str, replicas: &str) {
+    let topics = "org.apache.kafka.tools.TopicCommand";
+    let server = ["--bootstrap-server", bootstrap];
+    let with = |more: &[&str]| [&server[..], more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let run = |class: &str, more: &[&str], input: &str| {
+        let arguments = with(more);
+        tool(class, &arguments.iter().map(String::as_str).collect::<Vec<_>>(), input)
+    };
+    run(topics, &["--create", "--topic", "tools", "--partitions", "3", "--replication-factor", replicas], "");
+    let described = run(topics, &["--describe", "--topic", "tools"], "");
+    assert!(described.contains("PartitionCount: 3"), "{described}");
+    run(topics, &["--alter", "--topic", "tools", "--partitions", "4"], "");
+    assert!(run(topics, &["--list"], "").lines().any(|line| line == "tools"));
+
+    let lines: String = (0..1000).map(|number| format!("line-{number}\n")).collect();
+    let producer = "org.apache.kafka.tools.ConsoleProducer";
+    run(producer, &["--topic", "tools", "--command-property", "acks=all"], &lines);
+    let offsets = run("org.apache.kafka.tools.GetOffsetShell", &["--topic", "tools"], "");
+    let total: i64 = offsets.lines().filter_map(|line| line.rsplit(':').next()?.parse::<i64>().ok()).sum();
+    assert_eq!(total, 1000, "{offsets}");
+    let mut read = 0;
+    for line in offsets.lines() {
+        let mut parts = line.rsplit(':');
+        let count: usize = parts.next().unwrap().parse().unwrap();
+        let partition = parts.next().unwrap();
+        if count > 0 {
+            let consumer = "org.apache.kafka.tools.consumer.ConsoleConsumer";
+            let (count_text, from) = (count.to_string(), ["--offset", "earliest", "--partition", partition]);
+            let arguments = [&["--topic", "tools", "--max-messages", &count_text][..], &from].concat();
+            let out = run(consumer, &arguments, "");
+            read += out.lines().filter(|line| line.starts_with("line-")).count();
+        }
+    }
+    assert_eq!(read, 1000);
+
+    let alter = ["--entity-type", "topics", "--entity-name", "tools", "--alter", "--add-config", "retention.ms=60000"];
+    run("kafka.admin.ConfigCommand", &alter, "");
+    let describe = ["--entity-type", "topics", "--entity-name", "tools", "--describe"];
+    let described = run("kafka.admin.ConfigCommand", &describe, "");
+    assert!(described.contains("retention.ms=60000"), "{described}");
+    let versions = run("org.apache.kafka.tools.BrokerApiVersionsCommand", &[], "");
+    assert!(versions.contains("Produce(0): 0 to 13"), "{versions}");
+    run(topics, &["--delete", "--topic", "tools"], "");
+    assert!(!run(topics, &["--list"], "").lines().any(|line| line == "tools"));
+}
+
+#[test]
+fn console_tools_work_on_one_broker() {
+    let data = TempDir::new().unwrap();
+    let broker = Broker::dev(data.path());
+    round_trip(&broker.address, "1");
+}
+
+#[test]
+fn console_tools_work_on_three_brokers() {
+    let fleet = Fleet::start(3);
+    round_trip(&fleet.bootstrap_servers(), "1");
+}
+
+#[test]
+fn the_performance_producer_writes_with_every_codec() {
+    let data = TempDir::new().unwrap();
+    let broker = Broker::dev(data.path());
+    for codec in ["none", "gzip", "snappy", "lz4", "zstd"] {
+        let arguments = [
+            "--topic", codec, "--num-records", "20000", "--record-size", "100", "--throughput", "-1",
+            "--bootstrap-server", &broker.address, "--command-property", &format!("compression.type={codec}"),
+        ];
+        let summary = tool("org.apache.kafka.tools.ProducerPerformance", &arguments, "");
+        assert!(summary.contains("20000 records sent"), "{summary}");
+    }
+}

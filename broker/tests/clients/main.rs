@@ -1,0 +1,13 @@
+//! Unchanged Kafka clients against real broker processes: one broker, and a fleet of three.
+//!
+//! `make test-clients` installs the clients and says where they are.
+#![expect(clippy::tests_outside_test_module, reason = "this is a test crate")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod java;
+mod kcat;
+mod python;
+mod run;

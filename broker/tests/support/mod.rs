@@ -1,0 +1,269 @@
+//! Real broker processes for tests: one in `dev` mode, or a fleet of several on loopback.
+#![allow(dead_code, unreachable_pub, reason = "each test target uses a part of it")]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Time within which a broker that can start has started, on the slowest machine.
+pub const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A broker process; killed when dropped.
+#[derive(Debug)]
+pub struct Broker {
+    child: Child,
+    /// `host:port` for clients.
+    pub address: String,
+}
+
+impl Broker {
+    /// Starts `millrace-broker dev` on a free port, with its data in `data_dir`.
+    pub fn dev(data_dir: &Path) -> Self {
+        Self::dev_with(data_dir, &[])
+    }
+
+    /// The same with settings of `broker.properties` on the command line.
+    pub fn dev_with(data_dir: &Path, settings: &[&str]) -> Self {
+        let mut command = binary();
+        command.arg("dev").arg("--data-dir").arg(data_dir).args(["--port", "0"]);
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the broker starts");
+        let line = first_line(&mut child);
+        let address = line
+            .strip_prefix("Kafka answers on ")
+            .and_then(|rest| rest.split(';').next())
+            .unwrap_or_else(|| panic!("the broker says {line:?}"))
+            .to_owned();
+        Self { child, address }
+    }
+
+    /// Kills the process as the kernel would, without a chance to tidy up, and waits for its end.
+    pub fn kill(mut self) {
+        self.child.kill().expect("the broker runs");
+        self.child.wait().expect("a killed process ends");
+    }
+
+    /// Asks the process to stop and waits for its end.
+    pub fn terminate(mut self) -> ExitStatus {
+        terminate(&self.child);
+        wait_for_exit(&mut self.child)
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        // Both fail only when the process has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The broker's binary, with its log on standard error.
+pub fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace-broker"));
+    command.stdin(Stdio::null());
+    command
+}
+
+fn first_line(child: &mut Child) -> String {
+    let stdout = child.stdout.take().expect("standard output is piped");
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(stdout).lines();
+        // The receiver is gone when the deadline has passed.
+        let _ = sender.send(lines.next());
+        for _ in lines {}
+    });
+    match receiver.recv_timeout(START_DEADLINE) {
+        Ok(Some(Ok(line))) => line,
+        other => panic!("the broker did not say that it is ready: {other:?}, exit {:?}", child.try_wait()),
+    }
+}
+
+fn terminate(child: &Child) {
+    let status = Command::new("kill").arg(child.id().to_string()).status().expect("kill can be run");
+    assert!(status.success(), "the broker runs");
+}
+
+/// Waits until the process has ended by itself.
+pub fn wait_for_exit(child: &mut Child) -> ExitStatus {
+    until("the process to end", || child.try_wait().expect("the process is ours"))
+}
+
+/// Calls `attempt` until it gives a value.
+pub fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = attempt() {
+            return value;
+        }
+        assert!(start.elapsed() < START_DEADLINE, "waited {START_DEADLINE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Several brokers of one cluster, on loopback and without TLS.
+#[derive(Debug)]
+pub struct Fleet {
+    directory: TempDir,
+    cluster_id: String,
+    ports: Vec<Ports>,
+    brokers: Vec<Option<Broker>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ports {
+    client: u16,
+    fleet: u16,
+    health: u16,
+}
+
+impl Fleet {
+    /// Starts `count` brokers, forms their quorum, and waits until all are in service.
+    pub fn start(count: usize) -> Self {
+        let ports = free_ports(count * 3);
+        let ports: Vec<Ports> =
+            ports.chunks(3).map(|ports| Ports { client: ports[0], fleet: ports[1], health: ports[2] }).collect();
+        let mut fleet = Self {
+            directory: TempDir::new().expect("a temporary folder can be made"),
+            cluster_id: "AAAAAAAAAAAAAAAAAAAAAQ".to_owned(),
+            ports,
+            brokers: Vec::new(),
+        };
+        for number in 0..count {
+            let broker = fleet.spawn(number);
+            fleet.brokers.push(Some(broker));
+        }
+        fleet.bootstrap();
+        fleet.wait_until_in_service();
+        fleet
+    }
+
+    /// `host:port` of every broker, separated by commas.
+    pub fn bootstrap_servers(&self) -> String {
+        self.ports.iter().map(|ports| format!("127.0.0.1:{}", ports.client)).collect::<Vec<_>>().join(",")
+    }
+
+    /// `host:port` of one broker.
+    pub fn address(&self, number: usize) -> String {
+        format!("127.0.0.1:{}", self.ports[number].client)
+    }
+
+    /// Kills one broker without a chance to tidy up.
+    pub fn kill(&mut self, number: usize) {
+        self.brokers[number].take().expect("the broker runs").kill();
+    }
+
+    /// Starts a broker that was killed, on the volume that it had.
+    pub fn restart(&mut self, number: usize) {
+        let broker = self.spawn(number);
+        self.brokers[number] = Some(broker);
+    }
+
+    /// Where a broker keeps its data.
+    pub fn data_dir(&self, number: usize) -> PathBuf {
+        self.directory.path().join(format!("broker-{number}"))
+    }
+
+    /// Waits until every broker that runs is ready.
+    pub fn wait_until_in_service(&self) {
+        for (ports, _) in self.ports.iter().zip(&self.brokers).filter(|(_, broker)| broker.is_some()) {
+            until("a broker to be ready", || {
+                let (status, _) = http(ports.health, "GET", "/readyz", None)?;
+                (status == 200).then_some(())
+            });
+        }
+    }
+
+    /// A request to the management API of one broker.
+    pub fn management(&self, number: usize, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
+        http(self.ports[number].fleet, method, path, body)
+    }
+
+    /// Text of a broker's configuration file.
+    pub fn properties(&self, number: usize) -> String {
+        let ports = self.ports[number];
+        let quorum: Vec<String> = self.ports.iter().map(|ports| format!("127.0.0.1:{}", ports.fleet)).collect();
+        format!(
+            "cluster.id={}\n\
+             node.id={number}\n\
+             log.dirs={}\n\
+             listeners=CLIENT://127.0.0.1:{},FLEET://127.0.0.1:{}\n\
+             advertised.listeners=CLIENT://127.0.0.1:{},FLEET://127.0.0.1:{}\n\
+             listener.security.protocol.map=CLIENT:PLAINTEXT,FLEET:PLAINTEXT\n\
+             inter.broker.listener.name=FLEET\n\
+             controller.quorum.bootstrap.servers={}\n\
+             health.listener=127.0.0.1:{}\n",
+            self.cluster_id,
+            self.data_dir(number).display(),
+            ports.client,
+            ports.fleet,
+            ports.client,
+            ports.fleet,
+            quorum.join(","),
+            ports.health,
+        )
+    }
+
+    fn spawn(&self, number: usize) -> Broker {
+        let path = self.directory.path().join(format!("broker-{number}.properties"));
+        std::fs::write(&path, self.properties(number)).expect("the temporary folder takes files");
+        std::fs::create_dir_all(self.data_dir(number)).expect("the temporary folder takes folders");
+        let child = binary().arg("--config").arg(&path).spawn().expect("the broker starts");
+        Broker { child, address: self.address(number) }
+    }
+
+    fn bootstrap(&self) {
+        let voters: Vec<Value> = (0..self.ports.len())
+            .map(|number| {
+                let identity = until("a broker to tell its identity", || {
+                    let (status, identity) = self.management(number, "GET", "/v1/identity", None)?;
+                    (status == 200).then_some(identity)
+                });
+                json!({"raftNodeId": identity["raftNodeId"], "address": identity["address"]})
+            })
+            .collect();
+        let body = json!({"clusterId": self.cluster_id, "voters": voters});
+        let answer = self.management(0, "POST", "/v1/quorum/bootstrap", Some(&body));
+        assert!(matches!(&answer, Some((200, _))), "the quorum was not formed: {answer:?}");
+    }
+}
+
+/// Ports that nobody listens on at the moment.
+pub fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("loopback has free ports")).collect();
+    listeners.iter().map(|listener| listener.local_addr().expect("a bound socket has an address").port()).collect()
+}
+
+/// One HTTP request on a connection of its own; `None` when nobody answers.
+pub fn http(port: u16, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let status = answer.split(' ').nth(1)?.parse().ok()?;
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    Some((status, serde_json::from_str(body).unwrap_or(Value::Null)))
+}
