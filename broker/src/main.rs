@@ -61,7 +61,9 @@ fn main() -> ExitCode {
         }
         (Some(Command::PreStop { config }), _) => start::pre_stop(&config),
         (None, Some(config)) => start::run(&config),
-        (None, None) => Err(start::Failure::usage("say --config FILE, or dev to try things out; --help tells more")),
+        (None, None) => {
+            Err(start::Failure::usage("say --config FILE, or dev to try things out; --help tells more"))
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

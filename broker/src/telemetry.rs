@@ -81,8 +81,9 @@ mod tests {
 
     #[test]
     fn defaults_to_text_at_info() {
-        assert_eq!(read(None, None), Ok((DEFAULT_FILTER.to_owned(), Format::Text)));
-        assert_eq!(read(Some(""), Some("")), Ok((DEFAULT_FILTER.to_owned(), Format::Text)));
+        let expected = (EnvFilter::new(DEFAULT_FILTER).to_string(), Format::Text);
+        assert_eq!(read(None, None), Ok(expected.clone()));
+        assert_eq!(read(Some(""), Some("")), Ok(expected));
     }
 
     #[test]

@@ -192,8 +192,11 @@ impl Volume {
         if *stored == Some(broker_id) {
             return Ok(());
         }
-        let identity =
-            Identity { cluster_id: self.cluster_id, volume_uuid: self.volume_uuid, broker_id: Some(broker_id) };
+        let identity = Identity {
+            cluster_id: self.cluster_id,
+            volume_uuid: self.volume_uuid,
+            broker_id: Some(broker_id),
+        };
         write_identity(&self.path, &identity)?;
         *stored = Some(broker_id);
         Ok(())
@@ -256,8 +259,11 @@ fn lock(directory: &Path) -> Result<File, VolumeError> {
 
 fn read_identity(directory: &Path) -> Result<Identity, VolumeError> {
     let path = directory.join(META_FILE);
-    let text =
-        fs::read_to_string(&path).map_err(|source| VolumeError::Io { action: "read", path: path.clone(), source })?;
+    let text = fs::read_to_string(&path).map_err(|source| VolumeError::Io {
+        action: "read",
+        path: path.clone(),
+        source,
+    })?;
     let value = |key: &str| {
         let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
         let mut pairs = lines.filter_map(|line| line.split_once('='));
@@ -349,7 +355,10 @@ mod tests {
         let error = Volume::open_or_format(directory.path(), other).unwrap_err();
         assert!(error.is_final());
         let message = error.to_string();
-        assert!(message.contains(&kafka_uuid::format(CLUSTER)) && message.contains(&kafka_uuid::format(other)), "{message}");
+        assert!(
+            message.contains(&kafka_uuid::format(CLUSTER)) && message.contains(&kafka_uuid::format(other)),
+            "{message}"
+        );
         assert!(Volume::open_or_format(directory.path(), CLUSTER).is_ok(), "the refusal changed the volume");
     }
 

@@ -64,7 +64,8 @@ fn garbage_and_oversize_frames_end_their_own_connection_only() {
         ("an HTTP request", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec()),
         ("an unknown API", [0, 0, 0, 14, 0x7f, 0, 0, 0, 0, 0, 0, 1, 0, 1, b'c', 0, 0, 0].to_vec()),
         ("a produce request that claims two billion topics", {
-            let body = [0, 0, 0, 9, 0, 0, 0, 1, 0, 1, b'c', 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, 0x0f];
+            let body =
+                [0, 0, 0, 9, 0, 0, 0, 1, 0, 1, b'c', 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, 0x0f];
             let mut frame = u32::try_from(body.len()).unwrap().to_be_bytes().to_vec();
             frame.extend(body);
             frame
@@ -138,7 +139,10 @@ fn a_volume_of_another_cluster_is_refused_and_left_alone() {
     let properties = fleet.properties(0).replace("AAAAAAAAAAAAAAAAAAAAAQ", "BBBBBBBBBBBBBBBBBBBBBA");
     let (code, message) = failed_start(&properties);
     assert_eq!(code, 78, "{message}");
-    assert!(message.contains("AAAAAAAAAAAAAAAAAAAAAQ") && message.contains("BBBBBBBBBBBBBBBBBBBBBA"), "{message}");
+    assert!(
+        message.contains("AAAAAAAAAAAAAAAAAAAAAQ") && message.contains("BBBBBBBBBBBBBBBBBBBBBA"),
+        "{message}"
+    );
     assert_eq!(std::fs::read(&meta).unwrap(), before);
     fleet.restart(0);
     fleet.wait_until_in_service();

@@ -1,9 +1,12 @@
 //! DeleteTopics: decided by the controller.
 
+use std::collections::BTreeMap;
+
 use millrace_protocol::messages::delete_topics_request::DeleteTopicState;
 use millrace_protocol::messages::delete_topics_response::DeletableTopicResult;
 use millrace_protocol::messages::{DeleteTopicsRequest, DeleteTopicsResponse};
 use millrace_protocol::{ErrorCode, StrBytes};
+use uuid::Uuid;
 
 use super::errors;
 use super::request::RequestContext;
@@ -16,10 +19,42 @@ pub(super) async fn handle(
     context: &RequestContext,
     request: DeleteTopicsRequest,
 ) -> DeleteTopicsResponse {
-    let request = newest_form(request);
-    let asked = request.topics.clone();
-    let answer = metadata.call(ControllerRequest::DeleteTopics(request)).await;
-    for_version(context.version, answered(&asked, answer))
+    let mut request = newest_form(request);
+    let refused = take_unclear(&mut request);
+    let mut response = if request.topics.is_empty() {
+        DeleteTopicsResponse::default()
+    } else {
+        let asked = request.topics.clone();
+        let answer = metadata.call(ControllerRequest::DeleteTopics(request)).await;
+        answered(&asked, answer)
+    };
+    response.responses.extend(refused);
+    for_version(context.version, response)
+}
+
+/// Takes out topics that are named twice, or not at all, and refuses each of them once.
+fn take_unclear(request: &mut DeleteTopicsRequest) -> Vec<DeletableTopicResult> {
+    let mut seen: BTreeMap<(Option<StrBytes>, Uuid), usize> = BTreeMap::new();
+    for topic in &request.topics {
+        *seen.entry((topic.name.clone(), topic.topic_id)).or_default() += 1;
+    }
+    seen.retain(|(name, topic_id), count| *count > 1 || (name.is_none() && topic_id.is_nil()));
+    request.topics.retain(|topic| !seen.contains_key(&(topic.name.clone(), topic.topic_id)));
+    let refuse = |(name, topic_id): (Option<StrBytes>, Uuid)| {
+        let message = if name.is_none() && topic_id.is_nil() {
+            "neither a name nor an id is given"
+        } else {
+            "the topic stands in the request twice"
+        };
+        DeletableTopicResult {
+            name,
+            topic_id,
+            error_code: ErrorCode::InvalidRequest.code(),
+            error_message: Some(message.into()),
+            ..Default::default()
+        }
+    };
+    seen.into_keys().map(refuse).collect()
 }
 
 /// Names of versions up to 5 in the form of version 6.
@@ -69,7 +104,6 @@ fn for_version(version: i16, mut response: DeleteTopicsResponse) -> DeleteTopics
 #[cfg(test)]
 mod tests {
     use millrace_protocol::{Encoder, Message as _};
-    use uuid::Uuid;
 
     use super::super::fixtures::{context, id_of, image};
     use super::*;
@@ -94,6 +128,17 @@ mod tests {
         let response = DeleteTopicsResponse { responses: vec![disabled], ..Default::default() };
         assert_eq!(for_version(2, response.clone()).responses[0].error_code, 42);
         assert_eq!(for_version(3, response).responses[0].error_code, 73);
+    }
+
+    #[test]
+    fn topics_named_twice_or_not_at_all_are_refused_once() {
+        let named = |name: &str| DeleteTopicState { name: Some(name.into()), ..Default::default() };
+        let topics = vec![named("a"), named("b"), named("a"), DeleteTopicState::default()];
+        let mut request = DeleteTopicsRequest { topics, ..Default::default() };
+        let refused = take_unclear(&mut request);
+        assert_eq!(request.topics, [named("b")]);
+        let refused: Vec<_> = refused.into_iter().map(|topic| (topic.name, topic.error_code)).collect();
+        assert_eq!(refused, [(None, 42), (Some("a".into()), 42)]);
     }
 
     #[tokio::test]

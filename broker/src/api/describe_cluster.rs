@@ -25,7 +25,6 @@ pub(super) fn handle(
     let refuse = |error: ErrorCode, message: &str| DescribeClusterResponse {
         error_code: error.code(),
         error_message: Some(message.into()),
-        endpoint_type: request.endpoint_type,
         ..Default::default()
     };
     match request.endpoint_type {
@@ -110,7 +109,7 @@ mod tests {
         for (endpoint_type, error) in [(2, 114), (7, 115)] {
             let request = DescribeClusterRequest { endpoint_type, ..Default::default() };
             let response = run(1, &request);
-            assert_eq!((response.error_code, ids(&response)), (error, vec![]));
+            assert_eq!((response.error_code, response.endpoint_type, ids(&response)), (error, 1, vec![]));
         }
     }
 }

@@ -25,7 +25,7 @@ mod resource {
 }
 
 /// Why a resource cannot be described.
-type Refusal = (ErrorCode, Option<String>);
+type Refusal = (ErrorCode, String);
 
 /// What requests are answered from.
 #[derive(Clone, Copy)]
@@ -48,12 +48,13 @@ pub(super) fn handle(source: Source<'_>, request: &DescribeConfigsRequest) -> De
         .iter()
         .map(|asked| {
             let (error, message, configs) = match describe(source, request, asked) {
-                Ok(configs) => (ErrorCode::None, None, configs),
+                Ok(configs) => (ErrorCode::None, String::new(), configs),
                 Err((error, message)) => (error, message, Vec::new()),
             };
             DescribeConfigsResult {
                 error_code: error.code(),
-                error_message: message.map(StrBytes::from),
+                // Not null where there is nothing to say: so it is with Kafka.
+                error_message: Some(message.into()),
                 resource_type: asked.resource_type,
                 resource_name: asked.resource_name.clone(),
                 configs,
@@ -89,7 +90,7 @@ fn describe(
 }
 
 fn invalid(message: String) -> Refusal {
-    (ErrorCode::InvalidRequest, Some(message))
+    (ErrorCode::InvalidRequest, message)
 }
 
 /// One setting with all that clients may want to know of it.
@@ -118,9 +119,10 @@ pub(super) fn topic_entries(source: Source<'_>, own: &BTreeMap<String, String>) 
 
 fn topic_resource(source: Source<'_>, name: &str) -> Result<Vec<Entry>, Refusal> {
     if !is_legal_name(name) {
-        return Err((ErrorCode::InvalidTopicException, Some(format!("topic name {name:?} is not legal"))));
+        return Err((ErrorCode::InvalidTopicException, format!("topic name {name:?} is not legal")));
     }
-    let topic = source.image.topic_by_name(name).ok_or((ErrorCode::UnknownTopicOrPartition, None))?;
+    let topic =
+        source.image.topic_by_name(name).ok_or((ErrorCode::UnknownTopicOrPartition, String::new()))?;
     Ok(topic_entries(source, &topic.config))
 }
 

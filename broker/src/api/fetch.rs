@@ -15,7 +15,7 @@ use millrace_protocol::{ErrorCode, StrBytes};
 use super::endpoints::{leader_hint, live_broker, wire_port};
 use super::request::RequestContext;
 use super::topics;
-use crate::metadata::image::{BrokerId, MetadataImage, TopicIdPartition, TopicImage};
+use crate::metadata::image::{BrokerId, MetadataImage, TopicIdPartition};
 use crate::replication::{FetchPartition, FetchRequestPlan, FetchedPartition};
 
 /// A request split into what is to be read and what is refused already.
@@ -28,19 +28,12 @@ pub(super) struct Prepared {
     places: Vec<(usize, usize)>,
 }
 
-/// What a fetch may take at most, and what it must know of topics beyond the image.
-pub(super) struct Limits<'a> {
-    /// `fetch.max.bytes`.
-    pub(super) max_bytes: i32,
-    /// Whether a topic's batches are all zstd, which clients before version 10 cannot read.
-    pub(super) stores_zstd: &'a dyn Fn(&TopicImage) -> bool,
-}
-
-/// Finds the partitions that a request names in `image`; an error is the answer to the whole request.
+/// Finds the partitions that a request names in `image`; an error is the answer to the whole request. `max_bytes` is
+/// `fetch.max.bytes`.
 pub(super) fn prepare(
     image: &MetadataImage,
     context: &RequestContext,
-    limits: &Limits<'_>,
+    max_bytes: i32,
     request: &FetchRequest,
 ) -> Result<Prepared, FetchResponse> {
     // F11: 0 opens a session and -1 needs none; anything else belongs to a session, and there are none.
@@ -53,12 +46,7 @@ pub(super) fn prepare(
     let mut places = Vec::new();
     let mut partitions = Vec::new();
     for topic in &request.topics {
-        let found = topics::find(image, by_id, &topic.topic, topic.topic_id).and_then(|found| {
-            if context.version < 10 && (limits.stores_zstd)(found) {
-                return Err(ErrorCode::UnsupportedCompressionType);
-            }
-            Ok(found)
-        });
+        let found = topics::find(image, by_id, &topic.topic, topic.topic_id);
         let mut answers = Vec::with_capacity(topic.partitions.len());
         for asked in &topic.partitions {
             let mut answer = failed(asked.partition, ErrorCode::None);
@@ -84,7 +72,7 @@ pub(super) fn prepare(
             ..Default::default()
         });
     }
-    let max_bytes = request.max_bytes.min(limits.max_bytes);
+    let max_bytes = request.max_bytes.min(max_bytes);
     let plan = FetchRequestPlan {
         max_wait: Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0)),
         // F6
@@ -204,8 +192,7 @@ mod tests {
     use super::super::fixtures::{add_topic, context, id_of, image};
     use super::*;
 
-    const LIMITS: Limits<'_> =
-        Limits { max_bytes: 1000, stores_zstd: &|topic| topic.config.contains_key("zstd") };
+    const MAX_BYTES: i32 = 1000;
 
     fn topic(name: &str, partitions: &[i32]) -> FetchTopic {
         let partitions = partitions
@@ -256,7 +243,7 @@ mod tests {
         request: &FetchRequest,
         fetched: Vec<FetchedPartition>,
     ) -> FetchResponse {
-        let prepared = prepare(image, &context(version), &LIMITS, request).expect("a full request");
+        let prepared = prepare(image, &context(version), MAX_BYTES, request).expect("a full request");
         let (plan, waiting) = prepared.split();
         assert_eq!(plan.partitions.len(), fetched.len());
         let response = waiting.answer(image, &context(version), fetched);
@@ -275,7 +262,7 @@ mod tests {
         add_topic(&mut image, "a", &[1, 1, 1]);
         add_topic(&mut image, "b", &[1]);
         let ask = request(vec![topic("b", &[0]), topic("a", &[2, 0])]);
-        let plan = prepare(&image, &context(11), &LIMITS, &ask).expect("a full request").plan;
+        let plan = prepare(&image, &context(11), MAX_BYTES, &ask).expect("a full request").plan;
         let order: Vec<_> =
             plan.partitions.iter().map(|p| (p.partition.topic_id, p.partition.partition)).collect();
         assert_eq!(order, [(id_of("b"), 0), (id_of("a"), 2), (id_of("a"), 0)]);
@@ -289,7 +276,7 @@ mod tests {
         let image = image([1]);
         let plan = |min_bytes, max_bytes| {
             let ask = FetchRequest { min_bytes, max_bytes, ..request(vec![]) };
-            prepare(&image, &context(11), &LIMITS, &ask).expect("a full request").plan
+            prepare(&image, &context(11), MAX_BYTES, &ask).expect("a full request").plan
         };
         assert_eq!((plan(1, 500).min_bytes, plan(1, 500).max_bytes), (1, 500));
         assert_eq!((plan(5000, 9000).min_bytes, plan(5000, 9000).max_bytes), (1000, 1000));
@@ -304,7 +291,7 @@ mod tests {
         let mut ask = request(vec![topic("a", &[0, 1])]);
         ask.topics[0].partitions[1].current_leader_epoch = 4;
         ask.topics[0].partitions[1].last_fetched_epoch = 3;
-        let plan = prepare(&image, &context(12), &LIMITS, &ask).expect("a full request").plan;
+        let plan = prepare(&image, &context(12), MAX_BYTES, &ask).expect("a full request").plan;
         let epochs: Vec<_> =
             plan.partitions.iter().map(|p| (p.current_leader_epoch, p.last_fetched_epoch)).collect();
         assert_eq!(epochs, [(None, None), (Some(4), Some(3))]);
@@ -349,7 +336,7 @@ mod tests {
             assert_eq!(run(&image, 12, &ask, vec![read(b"")]).session_id, 0);
         }
         let ask = FetchRequest { session_id: 5, session_epoch: 1, ..request(vec![]) };
-        let response = prepare(&image, &context(12), &LIMITS, &ask).expect_err("no such session");
+        let response = prepare(&image, &context(12), MAX_BYTES, &ask).expect_err("no such session");
         assert_eq!(response.error_code, 70);
     }
 
@@ -391,8 +378,5 @@ mod tests {
         let storage = || vec![refused(ErrorCode::KafkaStorageError)];
         assert_eq!(errors(&run(&image, 5, &ask, storage())), [(0, 6)]);
         assert_eq!(errors(&run(&image, 6, &ask, storage())), [(0, 56)]);
-        super::super::fixtures::set_topic_config(&mut image, "a", "zstd", "");
-        assert_eq!(errors(&run(&image, 9, &ask, vec![])), [(0, 76)]);
-        assert_eq!(errors(&run(&image, 10, &ask, vec![read(b"")])), [(0, 0)]);
     }
 }

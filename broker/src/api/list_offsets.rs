@@ -14,6 +14,11 @@ use super::topics;
 use crate::metadata::image::MetadataImage;
 use crate::replication::{FoundOffset, OffsetQuery};
 
+/// Asks for the last offset in tiered storage.
+const LATEST_TIERED: i64 = -5;
+/// Asks for the first offset that is still to come to tiered storage.
+const EARLIEST_PENDING_UPLOAD: i64 = -6;
+
 /// Answers each partition by `look_up`, which does not see questions that are refused here.
 pub(super) fn handle(
     image: &MetadataImage,
@@ -22,18 +27,24 @@ pub(super) fn handle(
     look_up: &dyn Fn(OffsetQuery) -> Result<FoundOffset, ErrorCode>,
 ) -> ListOffsetsResponse {
     let repeated = repeated(request);
+    let mut answered = BTreeSet::new();
     let answer = |topic: &str, asked: &ListOffsetsPartition| -> Result<FoundOffset, ErrorCode> {
         if repeated.contains(&(topic, asked.partition_index)) {
             return Err(ErrorCode::InvalidRequest);
         }
-        let found = image.topic_by_name(topic).ok_or(ErrorCode::UnknownTopicOrPartition)?;
-        let partition = topics::partition_of(found, asked.partition_index)?;
         if !is_known_time(asked.timestamp, context.version) {
             return Err(ErrorCode::UnsupportedVersion);
         }
+        let found = image.topic_by_name(topic).ok_or(ErrorCode::UnknownTopicOrPartition)?;
+        let partition = topics::partition_of(found, asked.partition_index)?;
         look_up(OffsetQuery {
             partition,
-            timestamp: asked.timestamp,
+            // Without tiered storage nothing waits for it, as nothing has come to it: both answers are -1.
+            timestamp: if asked.timestamp == EARLIEST_PENDING_UPLOAD {
+                LATEST_TIERED
+            } else {
+                asked.timestamp
+            },
             current_leader_epoch: (asked.current_leader_epoch >= 0).then_some(asked.current_leader_epoch),
             read_committed: request.isolation_level == 1,
         })
@@ -46,6 +57,8 @@ pub(super) fn handle(
             partitions: topic
                 .partitions
                 .iter()
+                // Kafka answers a partition that is named twice once.
+                .filter(|asked| answered.insert((topic.name.as_str(), asked.partition_index)))
                 .map(|asked| {
                     partition_response(asked.partition_index, context.version, answer(&topic.name, asked))
                 })
@@ -66,10 +79,8 @@ fn is_known_time(timestamp: i64, version: i16) -> bool {
         -3 => version >= 7,
         // Earliest on local disks.
         -4 => version >= 8,
-        // Latest in tiered storage.
-        -5 => version >= 9,
-        // Earliest that waits for tiered storage.
-        -6 => version >= 11,
+        LATEST_TIERED => version >= 9,
+        EARLIEST_PENDING_UPLOAD => version >= 11,
         _ => false,
     }
 }
@@ -140,7 +151,8 @@ mod tests {
     fn o1_special_values_need_their_version() {
         for (timestamp, first) in [(-1, 1), (-2, 1), (-3, 7), (-4, 8), (-5, 9), (-6, 11)] {
             for version in 1..=11 {
-                let expected = if version >= first { (0, 0, timestamp + 100) } else { (0, 35, -1) };
+                let asked_for = if timestamp == EARLIEST_PENDING_UPLOAD { LATEST_TIERED } else { timestamp };
+                let expected = if version >= first { (0, 0, asked_for + 100) } else { (0, 35, -1) };
                 assert_eq!(
                     run(version, &ask(&[(0, timestamp)])),
                     [expected],
@@ -153,7 +165,7 @@ mod tests {
 
     #[test]
     fn o2_a_partition_asked_for_twice_is_refused_and_others_are_answered() {
-        assert_eq!(run(6, &ask(&[(0, -1), (1, -1), (0, -2)])), [(0, 42, -1), (1, 0, 99), (0, 42, -1)]);
+        assert_eq!(run(6, &ask(&[(0, -1), (1, -1), (0, -2)])), [(0, 42, -1), (1, 0, 99)]);
     }
 
     #[test]

@@ -14,6 +14,8 @@ mod delete_topics;
 mod describe_cluster;
 mod describe_configs;
 mod describe_topic_partitions;
+#[cfg(test)]
+mod dispatch_test;
 mod endpoints;
 mod error_counts;
 mod errors;
@@ -47,9 +49,8 @@ use self::init_producer_id::ProducerIds;
 use self::request::RequestContext;
 use self::versions::{ServedApi, SupportedApi};
 use crate::config::BrokerConfig;
-use crate::config::topic::{self, CompressionType, DynamicConfig};
 use crate::metadata::MetadataHandle;
-use crate::metadata::image::{BrokerId, MetadataImage, TopicImage};
+use crate::metadata::image::{BrokerId, MetadataImage};
 use crate::metrics::Metrics;
 use crate::replication::{ReplicaManager, RequiredAcks};
 
@@ -212,7 +213,8 @@ impl Api {
             },
             SupportedApi::IncrementalAlterConfigs => match frame.decode() {
                 Ok(request) => {
-                    let response = incremental_alter_configs::handle(&inner.metadata, request).await;
+                    let response =
+                        incremental_alter_configs::handle(&inner.metadata, inner.broker_id, request).await;
                     reply.encode(&inner.metrics, &response)
                 }
                 Err(error) => malformed(reply.key, error),
@@ -275,28 +277,13 @@ impl Inner {
         Outcome::Later(finish)
     }
 
-    fn prepare_fetch(
-        &self,
-        image: &MetadataImage,
-        context: &RequestContext,
-        request: &FetchRequest,
-    ) -> Result<fetch::Prepared, FetchResponse> {
-        let stores_zstd = |topic: &TopicImage| {
-            let dynamic = DynamicConfig::of(&image.broker_configs, self.broker_id);
-            let settings = topic::resolve(&topic.config, dynamic, &self.config);
-            matches!(settings.compression, CompressionType::Zstd { .. })
-        };
-        let limits = fetch::Limits { max_bytes: self.config.fetch_max_bytes, stores_zstd: &stores_zstd };
-        fetch::prepare(image, context, &limits, request)
-    }
-
     async fn fetch(
         &self,
         image: &MetadataImage,
         context: &RequestContext,
         request: &FetchRequest,
     ) -> FetchResponse {
-        match self.prepare_fetch(image, context, request) {
+        match fetch::prepare(image, context, self.config.fetch_max_bytes, request) {
             Err(refusal) => refusal,
             Ok(prepared) => {
                 let (plan, waiting) = prepared.split();

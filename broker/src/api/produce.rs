@@ -60,7 +60,9 @@ pub(super) fn prepare(image: &MetadataImage, context: &RequestContext, request: 
                 let partition = topics::partition_of(topic, index)?;
                 match refused {
                     Some(error) => Err(error),
-                    None if is_internal(&topic.name) && !may_write_internal => Err(ErrorCode::InvalidTopicException),
+                    None if is_internal(&topic.name) && !may_write_internal => {
+                        Err(ErrorCode::InvalidTopicException)
+                    }
                     None => Ok(partition),
                 }
             });

@@ -167,11 +167,11 @@ impl FleetClient {
         }
     }
 
-
     async fn connection(&self, address: &PeerAddress) -> Result<Arc<Connection>, CallError> {
         let peer = {
             let mut peers = self.shared.peers.lock();
-            let new_peer = || Arc::new(Peer { address: address.clone(), link: tokio::sync::Mutex::default() });
+            let new_peer =
+                || Arc::new(Peer { address: address.clone(), link: tokio::sync::Mutex::default() });
             Arc::clone(peers.entry(address.clone()).or_insert_with(new_peer))
         };
         let mut link = peer.link.lock().await;
@@ -202,7 +202,8 @@ impl FleetClient {
                     Ok(Err(error)) => error,
                     _ => unreachable(&peer.address.address, "connecting took too long"),
                 };
-                link.back_off = Some(BackOff { until: Instant::now() + length, length, error: error.clone() });
+                link.back_off =
+                    Some(BackOff { until: Instant::now() + length, length, error: error.clone() });
                 Err(error)
             }
         }

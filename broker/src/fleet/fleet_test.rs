@@ -90,7 +90,8 @@ async fn send_raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
-    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the listener hangs up");
+    let _ =
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the listener hangs up");
     answer
 }
 
@@ -158,7 +159,8 @@ async fn garbage_and_oversize_frames_are_refused_and_disturb_nobody() {
     hello::call(&mut stream, CALLER, None).await.map_err(|error| error.to_string()).unwrap();
     stream.write_all(&[0x7f, 0xff, 0xff, 0xff, 1]).await.unwrap();
     let mut rest = Vec::new();
-    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("the listener hangs up");
+    let _ =
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("the listener hangs up");
     assert_eq!(rest, b"");
     assert!(echoes(&client, &server.peer()).await.is_ok());
 }
@@ -172,7 +174,9 @@ async fn an_unknown_method_is_answered() {
     Frame::Call { correlation_id: 5, method: 200, body: Bytes::new() }.encode(&mut out).unwrap();
     stream.write_all(&out).await.unwrap();
     let content = read_frame(&mut stream, MAX_FRAME_BYTES).await.unwrap().unwrap();
-    let Frame::Failure { correlation_id: 5, failure } = Frame::decode(content).unwrap() else { panic!("no failure") };
+    let Frame::Failure { correlation_id: 5, failure } = Frame::decode(content).unwrap() else {
+        panic!("no failure")
+    };
     assert_eq!(failure.kind, FailureKind::UnknownMethod);
 }
 

@@ -202,12 +202,17 @@ mod tests {
     fn frames() -> impl Strategy<Value = Frame> {
         let body = || proptest::collection::vec(any::<u8>(), 0..200).prop_map(Bytes::from);
         prop_oneof![
-            (any::<u64>(), any::<u8>(), body())
-                .prop_map(|(correlation_id, method, body)| Frame::Call { correlation_id, method, body }),
-            (any::<u64>(), body()).prop_map(|(correlation_id, body)| Frame::Answer { correlation_id, body }),
-            (any::<u64>(), 1_u8..=4, "[a-z ]{0,40}").prop_map(|(correlation_id, kind, message)| Frame::Failure {
+            (any::<u64>(), any::<u8>(), body()).prop_map(|(correlation_id, method, body)| Frame::Call {
                 correlation_id,
-                failure: Failure { kind: FailureKind::from_code(kind), message },
+                method,
+                body
+            }),
+            (any::<u64>(), body()).prop_map(|(correlation_id, body)| Frame::Answer { correlation_id, body }),
+            (any::<u64>(), 1_u8..=4, "[a-z ]{0,40}").prop_map(|(correlation_id, kind, message)| {
+                Frame::Failure {
+                    correlation_id,
+                    failure: Failure { kind: FailureKind::from_code(kind), message },
+                }
             }),
             Just(Frame::Ping),
             Just(Frame::Pong),

@@ -94,7 +94,9 @@ fn judge(mut content: Bytes, local: LocalNode) -> Result<Result<u64, String>, Fr
     }
     let version = content.get_u16();
     if version != VERSION {
-        return Ok(Err(format!("this broker speaks version {VERSION} of the internal protocol, not {version}")));
+        return Ok(Err(format!(
+            "this broker speaks version {VERSION} of the internal protocol, not {version}"
+        )));
     }
     if content.len() < 32 {
         return Err(FrameError::Malformed);
@@ -164,7 +166,10 @@ mod tests {
         let stranger = LocalNode { cluster_id: Uuid::from_u128(2), node_id: 33 };
         let (called, answered) = meet(stranger, None, TWO).await;
         let message = called.unwrap_err().to_string();
-        assert!(message.contains("AAAAAAAAAAAAAAAAAAAAAQ") && message.contains("AAAAAAAAAAAAAAAAAAAAAg"), "{message}");
+        assert!(
+            message.contains("AAAAAAAAAAAAAAAAAAAAAQ") && message.contains("AAAAAAAAAAAAAAAAAAAAAg"),
+            "{message}"
+        );
         assert!(matches!(answered, Err(HelloError::Refused(_))));
     }
 

@@ -63,7 +63,8 @@ struct Services {
 }
 
 impl FleetListener {
-    /// Binds `address` (`host:port`). Without `tls` the listener is open to anyone who reaches it: for one machine only.
+    /// Binds `address` (`host:port`). Without `tls` the listener is open to anyone who reaches it, which is for one
+    /// machine only.
     pub async fn bind(address: &str, tls: Option<Tls>) -> Result<Self, ListenError> {
         let listener = TcpListener::bind(address)
             .await
@@ -83,7 +84,13 @@ impl FleetListener {
     }
 
     /// Serves until `cancel`; calls in flight are then dropped, HTTP requests may finish.
-    pub async fn serve(self, local: LocalNode, calls: Arc<dyn CallHandler>, http: Router, cancel: CancellationToken) {
+    pub async fn serve(
+        self,
+        local: LocalNode,
+        calls: Arc<dyn CallHandler>,
+        http: Router,
+        cancel: CancellationToken,
+    ) {
         let handshake_timeout = self.handshake_timeout;
         let services = Services { handshake_timeout, local, calls, http, cancel: cancel.clone() };
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -142,7 +149,9 @@ async fn connection(stream: TcpStream, address: SocketAddr, tls: Option<Tls>, se
             let name = certificates.first().and_then(common_name);
             speak(stream, address, name, services).await;
         }
-        Ok(Err(error)) => tracing::warn!(%address, %error, "internal connection refused: TLS handshake failed"),
+        Ok(Err(error)) => {
+            tracing::warn!(%address, %error, "internal connection refused: TLS handshake failed")
+        }
         Err(_) => tracing::warn!(%address, "internal connection closed: no TLS handshake in time"),
     }
 }
@@ -180,7 +189,8 @@ async fn calls<S>(mut stream: S, address: SocketAddr, common_name: Option<String
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let greeting = tokio::time::timeout(services.handshake_timeout, hello::answer(&mut stream, services.local));
+    let greeting =
+        tokio::time::timeout(services.handshake_timeout, hello::answer(&mut stream, services.local));
     let peer = match greeting.await {
         Ok(Ok(peer)) => peer,
         Ok(Err(HelloError::Refused(reason))) => {
@@ -253,7 +263,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 

@@ -5,7 +5,7 @@
 //! mean is the business of the [`CallHandler`] that the listener is given.
 //!
 //! Invariants: both ends of a call connection have agreed on the cluster and on who they are before the first call
-//! ([`hello`]); frames are bounded, and no length from the wire sizes an allocation; connections, calls in flight and
+//! (`hello`); frames are bounded, and no length from the wire sizes an allocation; connections, calls in flight and
 //! handshakes are bounded in number or time, so that a stranger or a stuck peer costs a fixed amount.
 
 pub mod client;

@@ -47,8 +47,13 @@ impl Api {
 
 fn topic_request(uid: &str, partitions: i32) -> String {
     let owner = TopicOwner { namespace: "ns".to_owned(), name: "orders".to_owned(), uid: uid.to_owned() };
-    let request =
-        ApplyTopic { owner, partitions: Some(partitions), replicas: None, config: BTreeMap::new(), adopt: false };
+    let request = ApplyTopic {
+        owner,
+        partitions: Some(partitions),
+        replicas: None,
+        config: BTreeMap::new(),
+        adopt: false,
+    };
     serde_json::to_string(&request).unwrap()
 }
 
@@ -57,7 +62,10 @@ async fn a_quorum_is_formed_and_shown() {
     let directory = tempfile::tempdir().unwrap();
     let api = Api::start(directory.path()).await;
     let (status, identity) = api.call("GET", "/v1/identity", "").await;
-    assert_eq!((status, &identity["memberOfQuorum"], &identity["brokerId"]), (200, &json!(false), &Value::Null));
+    assert_eq!(
+        (status, &identity["memberOfQuorum"], &identity["brokerId"]),
+        (200, &json!(false), &Value::Null)
+    );
     assert_eq!(api.code("GET", "/v1/cluster", "").await, (503, "QuorumUnavailable".to_owned()));
     assert_eq!(api.code("GET", "/v1/topics/orders", "").await, (503, "QuorumUnavailable".to_owned()));
 
@@ -105,12 +113,18 @@ async fn a_topic_is_applied_read_released_and_deleted() {
     assert_eq!(api.code("DELETE", path, "").await, (400, "BadRequest".to_owned()));
     let delete = |uid: &str| format!("{path}?ownerUid={uid}");
     assert_eq!(api.code("DELETE", &delete("uid-2"), "").await, (409, "OwnedByAnother".to_owned()));
-    assert_eq!(api.call("POST", "/v1/topics/orders/release", r#"{"ownerUid":"uid-1"}"#).await, (200, json!({})));
+    assert_eq!(
+        api.call("POST", "/v1/topics/orders/release", r#"{"ownerUid":"uid-1"}"#).await,
+        (200, json!({}))
+    );
     assert_eq!(api.code("PUT", path, topic_request("uid-2", 3)).await, (409, "NotAdopted".to_owned()));
 
     assert_eq!(api.call("PUT", "/v1/topics/a.b", topic_request("uid-3", 1)).await.0, 200);
     assert_eq!(api.call("DELETE", "/v1/topics/a%2Eb?ownerUid=uid-3", "").await, (200, json!({})));
-    assert_eq!(api.code("DELETE", "/v1/topics/a.b?ownerUid=uid-3", "").await, (404, "TopicNotFound".to_owned()));
+    assert_eq!(
+        api.code("DELETE", "/v1/topics/a.b?ownerUid=uid-3", "").await,
+        (404, "TopicNotFound".to_owned())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

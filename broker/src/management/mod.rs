@@ -2,7 +2,7 @@
 //!
 //! Every broker answers: reads come from its own image, changes go to the controller, wherever it is. Types and paths
 //! are those of `millrace_management`; what a request means is decided by the controller, and what an answer shows is
-//! made in [`views`]. Every answer that is not a success is an [`ApiError`].
+//! made in `views`. Every answer that is not a success is an [`ApiError`].
 
 pub mod client;
 mod views;
@@ -18,8 +18,8 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post, put};
 use millrace_management::{
-    API_PREFIX, ApiError, ApplyTopic, ApplyTopicResult, BootstrapQuorum, ClusterView, Identity, ReleaseTopic, SetRack,
-    TopicView, code, kafka_uuid,
+    API_PREFIX, ApiError, ApplyTopic, ApplyTopicResult, BootstrapQuorum, ClusterView, Identity, ReleaseTopic,
+    SetRack, TopicView, code, kafka_uuid,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -144,8 +144,11 @@ async fn bootstrap_quorum(State(member): State<Member>, body: Body) -> Answer<Do
 async fn cluster(State(member): State<Member>) -> Answer<ClusterView> {
     let quorum = member.quorum();
     if quorum.leader.is_none() {
-        let message =
-            if quorum.is_member() { "the metadata quorum has no leader" } else { "the metadata quorum is not formed" };
+        let message = if quorum.is_member() {
+            "the metadata quorum has no leader"
+        } else {
+            "the metadata quorum is not formed"
+        };
         return Err(Refusal::new(code::QUORUM_UNAVAILABLE, message));
     }
     Ok(Json(views::cluster(&member.metadata().image(), &quorum)))
@@ -171,11 +174,7 @@ async fn topic(State(member): State<Member>, name: Name) -> Answer<TopicView> {
     Err(Refusal::new(code::TOPIC_NOT_FOUND, format!("there is no topic {name:?}")))
 }
 
-async fn apply_topic(
-    State(member): State<Member>,
-    name: Name,
-    body: Body,
-) -> Answer<ApplyTopicResult> {
+async fn apply_topic(State(member): State<Member>, name: Name, body: Body) -> Answer<ApplyTopicResult> {
     let (name, request) = (segment(name)?, parse::<ApplyTopic>(body)?);
     match ask(&member, ControllerRequest::ApplyTopic { name, request }).await? {
         ControllerResponse::TopicApplied(result) => Ok(Json(result)),
@@ -247,7 +246,8 @@ fn bad_request(message: String) -> Refusal {
 
 fn parse<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
     let body = body.map_err(|rejection| bad_request(rejection.body_text()))?;
-    serde_json::from_slice(&body).map_err(|error| bad_request(format!("the body is not as expected: {error}")))
+    serde_json::from_slice(&body)
+        .map_err(|error| bad_request(format!("the body is not as expected: {error}")))
 }
 
 fn segment(name: Name) -> Result<String, Refusal> {

@@ -41,7 +41,9 @@ pub(super) fn cluster(image: &MetadataImage, quorum: &QuorumStatus) -> ClusterVi
         },
         topic_count: count(image.topics.len()),
         partition_count: count(partitions().count()),
-        offline_partition_count: count(partitions().filter(|partition| partition.leader == NO_LEADER).count()),
+        offline_partition_count: count(
+            partitions().filter(|partition| partition.leader == NO_LEADER).count(),
+        ),
     }
 }
 
@@ -172,7 +174,8 @@ mod tests {
         let view = cluster(&image(), &quorum);
         assert_eq!(view.controller_id, Some(1));
         assert_eq!((view.topic_count, view.partition_count, view.offline_partition_count), (1, 3, 1));
-        let loads: Vec<_> = view.brokers.iter().map(|broker| (broker.leader_count, broker.replica_count)).collect();
+        let loads: Vec<_> =
+            view.brokers.iter().map(|broker| (broker.leader_count, broker.replica_count)).collect();
         assert_eq!(loads, vec![(1, 2), (1, 2), (0, 3)]);
         assert_eq!(view.quorum.learners, ["72".to_owned()].into());
         assert_eq!(view.quorum.voters, ["70".to_owned(), "71".to_owned()].into());

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::image::{
-    BrokerId, BrokerImage, Endpoint, MetadataImage, PartitionImage, TopicIdPartition, TopicImage, TopicOwnerImage,
+    BrokerId, BrokerImage, Endpoint, MetadataImage, PartitionImage, TopicIdPartition, TopicImage,
+    TopicOwnerImage,
 };
 
 pub use codec::RecordError;
@@ -110,7 +111,9 @@ pub enum ApplyError {
     #[error("the metadata log names broker {0}, which does not exist at that point")]
     UnknownBroker(BrokerId),
     /// Leaves a gap in the partition numbers.
-    #[error("the metadata log adds partition {partition} of topic {topic_id}, which has {existing} partitions")]
+    #[error(
+        "the metadata log adds partition {partition} of topic {topic_id}, which has {existing} partitions"
+    )]
     PartitionGap {
         /// Topic.
         topic_id: Uuid,
@@ -137,8 +140,10 @@ impl MetadataImage {
         match record {
             Record::RegisterBroker(registration) => self.register(registration, log_index),
             Record::Broker(broker) => {
-                let known =
-                    self.brokers.get_mut(&broker.broker_id).ok_or(ApplyError::UnknownBroker(broker.broker_id))?;
+                let known = self
+                    .brokers
+                    .get_mut(&broker.broker_id)
+                    .ok_or(ApplyError::UnknownBroker(broker.broker_id))?;
                 *known = Arc::new(broker.clone());
             }
             Record::Topic { topic_id, name } => {
@@ -154,7 +159,9 @@ impl MetadataImage {
             }
             Record::Partition { partition, state } => self.put_partition(*partition, state)?,
             Record::Config { target, key, value } => match target {
-                ConfigTarget::Topic(topic_id) => set_entry(&mut self.topic_mut(*topic_id)?.config, key, value),
+                ConfigTarget::Topic(topic_id) => {
+                    set_entry(&mut self.topic_mut(*topic_id)?.config, key, value)
+                }
                 ConfigTarget::Broker(broker_id) => {
                     set_entry(self.broker_configs.entry(*broker_id).or_default(), key, value);
                     self.broker_configs.retain(|_, config| !config.is_empty());
@@ -215,7 +222,11 @@ impl MetadataImage {
         self.next_broker_id = self.next_broker_id.max(registration.broker_id.saturating_add(1));
     }
 
-    fn put_partition(&mut self, partition: TopicIdPartition, state: &PartitionImage) -> Result<(), ApplyError> {
+    fn put_partition(
+        &mut self,
+        partition: TopicIdPartition,
+        state: &PartitionImage,
+    ) -> Result<(), ApplyError> {
         let topic = self.topic_mut(partition.topic_id)?;
         let existing = topic.partitions.len();
         match usize::try_from(partition.partition) {
@@ -238,7 +249,13 @@ impl MetadataImage {
 }
 
 fn empty_topic(topic_id: Uuid, name: &str) -> TopicImage {
-    TopicImage { topic_id, name: name.to_owned(), partitions: Vec::new(), config: BTreeMap::new(), owner: None }
+    TopicImage {
+        topic_id,
+        name: name.to_owned(),
+        partitions: Vec::new(),
+        config: BTreeMap::new(),
+        owner: None,
+    }
 }
 
 fn set_entry(config: &mut BTreeMap<String, String>, key: &str, value: &Option<String>) {

@@ -96,7 +96,9 @@ impl Record {
             Self::Config { target, key, value } => {
                 let (topic_id, broker_id, for_topic) = match target {
                     ConfigTarget::Topic(topic_id) => (*topic_id, ALL_BROKERS, true),
-                    ConfigTarget::Broker(broker_id) => (uuid::Uuid::nil(), broker_id.unwrap_or(ALL_BROKERS), false),
+                    ConfigTarget::Broker(broker_id) => {
+                        (uuid::Uuid::nil(), broker_id.unwrap_or(ALL_BROKERS), false)
+                    }
                 };
                 wire::ConfigRecord {
                     topic_id,
@@ -168,7 +170,9 @@ impl Record {
                 in_controlled_shutdown: record.in_controlled_shutdown,
                 version: record.binary_version.into(),
             }),
-            wire::MetadataRecord::Topic(record) => Self::Topic { topic_id: record.topic_id, name: record.name.into() },
+            wire::MetadataRecord::Topic(record) => {
+                Self::Topic { topic_id: record.topic_id, name: record.name.into() }
+            }
             wire::MetadataRecord::RemoveTopic(record) => Self::RemoveTopic { topic_id: record.topic_id },
             wire::MetadataRecord::Partition(record) => partition_from_wire(record),
             wire::MetadataRecord::Config(record) => Self::Config {
@@ -192,7 +196,9 @@ impl Record {
             wire::MetadataRecord::ProducerIds(record) => {
                 Self::ProducerIds { next_producer_id: record.next_producer_id }
             }
-            wire::MetadataRecord::BrokerIds(record) => Self::BrokerIds { next_broker_id: record.next_broker_id },
+            wire::MetadataRecord::BrokerIds(record) => {
+                Self::BrokerIds { next_broker_id: record.next_broker_id }
+            }
         }
     }
 }
@@ -245,8 +251,12 @@ mod tests {
 
     fn one_of_each() -> Vec<Record> {
         let topic_id = Uuid::from_u128(7);
-        let endpoint =
-            Endpoint { listener: "A".into(), host: "h".into(), port: 65_535, security_protocol: "SSL".into() };
+        let endpoint = Endpoint {
+            listener: "A".into(),
+            host: "h".into(),
+            port: 65_535,
+            security_protocol: "SSL".into(),
+        };
         vec![
             Record::RegisterBroker(Registration {
                 broker_id: 3,
@@ -281,9 +291,17 @@ mod tests {
                     partition_epoch: 6,
                 },
             },
-            Record::Config { target: ConfigTarget::Topic(topic_id), key: "k".into(), value: Some(String::new()) },
+            Record::Config {
+                target: ConfigTarget::Topic(topic_id),
+                key: "k".into(),
+                value: Some(String::new()),
+            },
             Record::Config { target: ConfigTarget::Broker(None), key: "k".into(), value: None },
-            Record::Config { target: ConfigTarget::Broker(Some(0)), key: "k".into(), value: Some("v".into()) },
+            Record::Config {
+                target: ConfigTarget::Broker(Some(0)),
+                key: "k".into(),
+                value: Some("v".into()),
+            },
             Record::TopicOwner { topic_id, owner: None },
             Record::TopicOwner {
                 topic_id,
@@ -312,7 +330,10 @@ mod tests {
         for record in one_of_each() {
             let bytes = record.encode().expect("small records fit");
             for length in 0..bytes.len() {
-                assert!(Record::decode(bytes.slice(..length)).is_err(), "{record:?} cut to {length} bytes was read");
+                assert!(
+                    Record::decode(bytes.slice(..length)).is_err(),
+                    "{record:?} cut to {length} bytes was read"
+                );
             }
         }
     }

@@ -1,10 +1,9 @@
 //! Runs the controller, and keeps this broker part of the cluster.
 //!
-//! Four tasks around one [`RaftNode`]: the controller runtime ([`runtime`]) decides requests one after another while
-//! this node leads; the lifecycle ([`lifecycle`]) joins the quorum, registers the broker and sends heartbeats; the
-//! members task ([`members`]) makes followers of the log voters; and calls of other brokers come in through
-//! [`calls`]. Who is alive is known to the leader only, in memory ([`sessions`]): a new leader gives everyone the time
-//! of one session.
+//! Three tasks around one [`RaftNode`]: the controller runtime (`runtime`) decides requests one after another while
+//! this node leads; the lifecycle (`lifecycle`) joins the quorum, registers the broker and sends heartbeats; the
+//! members task (`members`) makes followers of the log voters. Calls of other brokers come in through `calls`. Who is
+//! alive is known to the leader only, in memory (`sessions`): a new leader gives everyone the time of one session.
 
 mod calls;
 mod lifecycle;
@@ -161,7 +160,10 @@ impl MetadataService {
             node: Arc::new(node),
             local,
             sessions: Mutex::new(Sessions::new(options.session_timeout)),
-            broker: watch::Sender::new(BrokerState { broker_id: volume.broker_id(), ..BrokerState::default() }),
+            broker: watch::Sender::new(BrokerState {
+                broker_id: volume.broker_id(),
+                ..BrokerState::default()
+            }),
             stopping: watch::Sender::new(false),
             options,
             volume,
@@ -267,7 +269,11 @@ impl Member {
 
 impl Shared {
     /// Asks the controller, wherever it is, and waits until the local image contains the outcome.
-    pub(super) async fn ask(&self, request: ControllerRequest, timeout: Duration) -> Result<Answer, ControllerError> {
+    pub(super) async fn ask(
+        &self,
+        request: ControllerRequest,
+        timeout: Duration,
+    ) -> Result<Answer, ControllerError> {
         const FIRST_PAUSE: Duration = Duration::from_millis(20);
         const MAX_PAUSE: Duration = Duration::from_millis(500);
         let deadline = Instant::now() + timeout;
@@ -286,7 +292,9 @@ impl Shared {
                     return Ok(answer);
                 }
                 Err(Declined::NotController { reason }) => message = reason,
-                Err(Declined::Unknown { reason }) => return Err(ControllerError::Timeout { message: reason }),
+                Err(Declined::Unknown { reason }) => {
+                    return Err(ControllerError::Timeout { message: reason });
+                }
                 Err(Declined::Unacceptable { reason }) => {
                     return Err(ControllerError::Unacceptable { message: reason });
                 }
@@ -314,7 +322,9 @@ impl Shared {
         let work = Work { request, deadline, answer };
         match tokio::time::timeout_at(deadline, self.work.send(work)).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(Declined::NotController { reason: "this broker is stopping".to_owned() }),
+            Ok(Err(_)) => {
+                return Err(Declined::NotController { reason: "this broker is stopping".to_owned() });
+            }
             Err(_) => return Err(Declined::NotController { reason: "the controller is busy".to_owned() }),
         }
         let unknown = |reason: &str| Err(Declined::Unknown { reason: reason.to_owned() });

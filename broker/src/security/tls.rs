@@ -165,7 +165,11 @@ pub fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
 fn read(files: &TlsFiles) -> Result<Contents, TlsError> {
     let content =
         |path: &PathBuf| fs::read(path).map_err(|source| TlsError::Read { path: path.clone(), source });
-    Ok(Contents { certificate: content(&files.certificate)?, key: content(&files.key)?, ca: content(&files.ca)? })
+    Ok(Contents {
+        certificate: content(&files.certificate)?,
+        key: content(&files.key)?,
+        ca: content(&files.ca)?,
+    })
 }
 
 fn configs(files: &TlsFiles, contents: &Contents) -> Result<Configs, TlsError> {
@@ -229,7 +233,8 @@ pub(crate) mod tests {
 
         /// Writes a leaf for `localhost` with that common name, its key, and this authority as the bundle.
         pub(crate) fn issue(&self, directory: &Path, common_name: &str) -> TlsFiles {
-            let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+            let mut params =
+                CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
             params.distinguished_name.push(DnType::CommonName, common_name);
             let key = KeyPair::generate().unwrap();
             let certificate = params.signed_by(&key, &self.0).unwrap();

@@ -246,7 +246,8 @@ impl Broker {
             metadata.bootstrap_single().await.map_err(|error| Failure::runtime(chain(&error)))?;
         }
 
-        let replicas = start_replicas(&config, &metadata, volume_uuid, volume_path, &inside_tasks, &inside).await?;
+        let replicas =
+            start_replicas(&config, &metadata, volume_uuid, volume_path, &inside_tasks, &inside).await?;
         let clients = ServerContext::new(config.connections.clone(), metrics, CancellationToken::new());
         inside_tasks.spawn(watch_health(
             health.clone(),
@@ -288,7 +289,11 @@ impl Broker {
         }
         let data_dir = self.config.data_dir.display();
         // Standard output may be closed; the broker serves all the same.
-        let _ = writeln!(io::stdout(), "Kafka answers on localhost:{}; data in {data_dir}", port.unwrap_or_default());
+        let _ = writeln!(
+            io::stdout(),
+            "Kafka answers on localhost:{}; data in {data_dir}",
+            port.unwrap_or_default()
+        );
     }
 
     /// Resolves when something is broken that only a restart can repair.
@@ -344,7 +349,9 @@ fn load_tls(config: &BrokerConfig) -> Result<Option<Tls>, Failure> {
         certificate: files.certificate.clone(),
         key: files.key.clone(),
         ca: files.ca.clone(),
-    }).map(Some).map_err(|error| Failure::configuration(chain(&error)))
+    })
+    .map(Some)
+    .map_err(|error| Failure::configuration(chain(&error)))
 }
 
 async fn bind_clients(config: &BrokerConfig) -> Result<(Vec<ClientListener>, Vec<Endpoint>), Failure> {
@@ -385,10 +392,11 @@ async fn start_replicas(
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<ReplicaManager, Failure> {
-    let store = tokio::task::spawn_blocking(move || FileStore::open(&volume_path, FileStoreOptions::default()))
-        .await
-        .map_err(|error| Failure::runtime(format!("opening the logs: {error}")))?
-        .map_err(|error| Failure::runtime(chain(&error)))?;
+    let store =
+        tokio::task::spawn_blocking(move || FileStore::open(&volume_path, FileStoreOptions::default()))
+            .await
+            .map_err(|error| Failure::runtime(format!("opening the logs: {error}")))?
+            .map_err(|error| Failure::runtime(chain(&error)))?;
     let (caught_up, is_caught_up) = watch::channel(false);
     tasks.spawn(watch_registration(metadata.handle(), metadata.broker_state(), caught_up, stop.clone()));
     let (settings_config, handle) = (Arc::clone(config), metadata.handle());
@@ -419,7 +427,8 @@ async fn watch_registration(
     stop: CancellationToken,
 ) {
     let contained = async {
-        let registered = state.wait_for(|state| state.broker_id.is_some() && state.broker_epoch.is_some()).await;
+        let registered =
+            state.wait_for(|state| state.broker_id.is_some() && state.broker_epoch.is_some()).await;
         let (broker_id, broker_epoch) = registered.ok().map(|state| (state.broker_id, state.broker_epoch))?;
         let mut images = metadata.subscribe();
         let contains = |image: &Arc<MetadataImage>| {
@@ -484,7 +493,9 @@ struct StopSignal {
 
 impl StopSignal {
     fn new() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::runtime(format!("cannot wait for signals: {error}")));
+        let listen = |kind| {
+            signal(kind).map_err(|error| Failure::runtime(format!("cannot wait for signals: {error}")))
+        };
         Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 

@@ -1,6 +1,6 @@
 //! What every implementation of the storage boundary has to do, as tests that any of them runs.
 //!
-//! An implementation names a way to open a store on a fresh volume and calls [`conformance_tests`] in its test module.
+//! An implementation names a way to open a store on a fresh volume and calls `conformance_tests` in its test module.
 //! Opening the same volume again stands for a restart.
 
 use std::sync::{Arc, Weak};

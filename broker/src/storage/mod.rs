@@ -4,7 +4,7 @@
 //! batches that have been validated and given their offsets; the store writes what has queued up in one go, syncs it,
 //! and only then moves the durable end. Nothing here knows of leaders, clients or the wire.
 //!
-//! What every implementation keeps, and [`conformance`] checks:
+//! What every implementation keeps, and the module `conformance` checks:
 //! - Batches of one log are stored in the order of [`PartitionLog::append`], byte for byte except for base offset and
 //!   leader epoch, which the store writes in.
 //! - The durable end never moves past a batch that would not survive a crash under the log's [`Durability`], and
@@ -317,7 +317,8 @@ pub trait PartitionLog: Send + Sync + std::fmt::Debug {
     fn read(&self, range: ReadRange) -> Result<Bytes, StorageError>;
 
     /// Removes every batch that holds an offset at or above `offset`; the log then ends where the first of them
-    /// began, and starts no later than that. Durable on return. Blocks on the disk. Not to be called while appends are on their way.
+    /// began, and starts no later than that. Durable on return. Blocks on the disk. Not to be called while appends
+    /// are on their way.
     fn truncate(&self, offset: i64) -> Result<LogEnds, StorageError>;
 
     /// Moves the log start up to `log_start`, which must not be above the durable end. Durable on return. Blocks.

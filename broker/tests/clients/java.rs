@@ -17,7 +17,8 @@ fn tool(class: &str, arguments: &[&str], input: &str) -> String {
 fn round_trip(bootstrap: &str, replicas: &str) {
     let topics = "org.apache.kafka.tools.TopicCommand";
     let server = ["--bootstrap-server", bootstrap];
-    let with = |more: &[&str]| [&server[..], more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let with =
+        |more: &[&str]| [&server[..], more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>();
     let run = |class: &str, more: &[&str], input: &str| {
         let arguments = with(more);
         tool(class, &arguments.iter().map(String::as_str).collect::<Vec<_>>(), input)
@@ -49,7 +50,15 @@ fn round_trip(bootstrap: &str, replicas: &str) {
     }
     assert_eq!(read, 1000);
 
-    let alter = ["--entity-type", "topics", "--entity-name", "tools", "--alter", "--add-config", "retention.ms=60000"];
+    let alter = [
+        "--entity-type",
+        "topics",
+        "--entity-name",
+        "tools",
+        "--alter",
+        "--add-config",
+        "retention.ms=60000",
+    ];
     run("kafka.admin.ConfigCommand", &alter, "");
     let describe = ["--entity-type", "topics", "--entity-name", "tools", "--describe"];
     let described = run("kafka.admin.ConfigCommand", &describe, "");
@@ -79,8 +88,18 @@ fn the_performance_producer_writes_with_every_codec() {
     let broker = Broker::dev(data.path());
     for codec in ["none", "gzip", "snappy", "lz4", "zstd"] {
         let arguments = [
-            "--topic", codec, "--num-records", "20000", "--record-size", "100", "--throughput", "-1",
-            "--bootstrap-server", &broker.address, "--command-property", &format!("compression.type={codec}"),
+            "--topic",
+            codec,
+            "--num-records",
+            "20000",
+            "--record-size",
+            "100",
+            "--throughput",
+            "-1",
+            "--bootstrap-server",
+            &broker.address,
+            "--command-property",
+            &format!("compression.type={codec}"),
         ];
         let summary = tool("org.apache.kafka.tools.ProducerPerformance", &arguments, "");
         assert!(summary.contains("20000 records sent"), "{summary}");

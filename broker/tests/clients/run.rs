@@ -22,5 +22,6 @@ pub(crate) fn succeed(command: &mut Command, input: &str) -> String {
 
 /// A variable that the Makefile sets.
 pub(crate) fn from_make(variable: &str) -> String {
-    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set; run these tests by `make test-clients`"))
+    std::env::var(variable)
+        .unwrap_or_else(|_| panic!("{variable} is not set; run these tests by `make test-clients`"))
 }

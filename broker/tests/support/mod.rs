@@ -135,8 +135,10 @@ impl Fleet {
     /// Starts `count` brokers, forms their quorum, and waits until all are in service.
     pub fn start(count: usize) -> Self {
         let ports = free_ports(count * 3);
-        let ports: Vec<Ports> =
-            ports.chunks(3).map(|ports| Ports { client: ports[0], fleet: ports[1], health: ports[2] }).collect();
+        let ports: Vec<Ports> = ports
+            .chunks(3)
+            .map(|ports| Ports { client: ports[0], fleet: ports[1], health: ports[2] })
+            .collect();
         let mut fleet = Self {
             directory: TempDir::new().expect("a temporary folder can be made"),
             cluster_id: "AAAAAAAAAAAAAAAAAAAAAQ".to_owned(),
@@ -189,14 +191,21 @@ impl Fleet {
     }
 
     /// A request to the management API of one broker.
-    pub fn management(&self, number: usize, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
+    pub fn management(
+        &self,
+        number: usize,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Option<(u16, Value)> {
         http(self.ports[number].fleet, method, path, body)
     }
 
     /// Text of a broker's configuration file.
     pub fn properties(&self, number: usize) -> String {
         let ports = self.ports[number];
-        let quorum: Vec<String> = self.ports.iter().map(|ports| format!("127.0.0.1:{}", ports.fleet)).collect();
+        let quorum: Vec<String> =
+            self.ports.iter().map(|ports| format!("127.0.0.1:{}", ports.fleet)).collect();
         format!(
             "cluster.id={}\n\
              node.id={number}\n\
@@ -246,7 +255,10 @@ impl Fleet {
 pub fn free_ports(count: usize) -> Vec<u16> {
     let listeners: Vec<TcpListener> =
         (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("loopback has free ports")).collect();
-    listeners.iter().map(|listener| listener.local_addr().expect("a bound socket has an address").port()).collect()
+    listeners
+        .iter()
+        .map(|listener| listener.local_addr().expect("a bound socket has an address").port())
+        .collect()
 }
 
 /// One HTTP request on a connection of its own; `None` when nobody answers.

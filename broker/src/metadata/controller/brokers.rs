@@ -3,10 +3,10 @@
 use millrace_management::{ApiError, code};
 use uuid::Uuid;
 
+use super::Settings;
 use super::draft::Draft;
 use super::elections::reelect_partitions_of;
 use super::requests::ControllerResponse;
-use super::Settings;
 use crate::metadata::image::{BrokerId, BrokerImage, Endpoint, NO_LEADER};
 use crate::metadata::records::{Record, Registration};
 
@@ -40,7 +40,11 @@ pub struct Registered {
 ///
 /// A volume keeps its id for ever. An id whose volume was lost goes to the new volume once the old broker is fenced;
 /// partitions that lived on the lost volume only stay offline, as starting them empty would hide the loss.
-pub(super) fn register(draft: &mut Draft, request: &RegisterBroker, settings: &dyn Settings) -> ControllerResponse {
+pub(super) fn register(
+    draft: &mut Draft,
+    request: &RegisterBroker,
+    settings: &dyn Settings,
+) -> ControllerResponse {
     let broker_id = match grant_id(draft, request) {
         Ok(broker_id) => broker_id,
         Err(refusal) => return ControllerResponse::Refused(refusal),
@@ -166,7 +170,11 @@ mod tests {
         }
     }
 
-    fn run(image: &MetadataImage, request: ControllerRequest, settings: &TestSettings) -> (MetadataImage, Decision) {
+    fn run(
+        image: &MetadataImage,
+        request: ControllerRequest,
+        settings: &TestSettings,
+    ) -> (MetadataImage, Decision) {
         let decision = decide(image, &request, settings, &mut counting_uuids());
         let mut next = image.clone();
         next.log_index += 1;
@@ -185,7 +193,8 @@ mod tests {
     fn a_broker_that_asks_for_no_id_gets_one_that_was_never_granted() {
         let image = image([broker(0), broker(4)]);
         let request = RegisterBroker { wanted_id: None, ..registration(0, Uuid::from_u128(9)) };
-        let (next, decision) = run(&image, ControllerRequest::RegisterBroker(request), &TestSettings::default());
+        let (next, decision) =
+            run(&image, ControllerRequest::RegisterBroker(request), &TestSettings::default());
         assert_eq!(decision.response, ControllerResponse::Registered(Registered { broker_id: 5 }));
         assert_eq!(next.next_broker_id, 6);
         assert!(next.brokers[&5].fenced);
@@ -196,7 +205,9 @@ mod tests {
         let image = image([broker(0)]);
         let request = ControllerRequest::RegisterBroker(registration(0, Uuid::from_u128(9)));
         let (next, decision) = run(&image, request, &TestSettings::default());
-        assert!(matches!(&decision.response, ControllerResponse::Refused(error) if error.message.contains("in use")));
+        assert!(
+            matches!(&decision.response, ControllerResponse::Refused(error) if error.message.contains("in use"))
+        );
         assert_eq!(next.brokers, image.brokers);
     }
 

@@ -71,7 +71,10 @@ fn changes(
     let (target, current) = match resource.resource_type {
         TOPIC_RESOURCE => {
             let topic = image.topic_by_name(&resource.resource_name).ok_or_else(|| {
-                Refusal(ErrorCode::UnknownTopicOrPartition, format!("no topic {:?}", &*resource.resource_name))
+                Refusal(
+                    ErrorCode::UnknownTopicOrPartition,
+                    format!("no topic {:?}", &*resource.resource_name),
+                )
             })?;
             (ConfigTarget::Topic(topic.topic_id), topic.config.clone())
         }
@@ -79,12 +82,23 @@ fn changes(
             let broker_id = match &*resource.resource_name {
                 "" => None,
                 id => Some(id.parse().map_err(|_| {
-                    Refusal(ErrorCode::InvalidRequest, format!("{id:?} is not a broker id; leave it empty for all brokers"))
+                    Refusal(
+                        ErrorCode::InvalidRequest,
+                        format!("{id:?} is not a broker id; leave it empty for all brokers"),
+                    )
                 })?),
             };
-            (ConfigTarget::Broker(broker_id), image.broker_configs.get(&broker_id).cloned().unwrap_or_default())
+            (
+                ConfigTarget::Broker(broker_id),
+                image.broker_configs.get(&broker_id).cloned().unwrap_or_default(),
+            )
         }
-        other => return Err(Refusal(ErrorCode::InvalidRequest, format!("resource type {other} has no settings here"))),
+        other => {
+            return Err(Refusal(
+                ErrorCode::InvalidRequest,
+                format!("resource type {other} has no settings here"),
+            ));
+        }
     };
     let mut wanted = current.clone();
     let mut keys = BTreeSet::new();
@@ -106,7 +120,9 @@ fn changes(
         checked.map_err(|message| Refusal(ErrorCode::InvalidConfig, message))?;
     }
     if matches!(target, ConfigTarget::Topic(_)) {
-        settings.check_topic_configs(&wanted).map_err(|message| Refusal(ErrorCode::InvalidConfig, message))?;
+        settings
+            .check_topic_configs(&wanted)
+            .map_err(|message| Refusal(ErrorCode::InvalidConfig, message))?;
     }
     Ok(difference(&target, &current, &wanted))
 }
@@ -119,7 +135,10 @@ fn apply_change(
 ) -> Result<(), Refusal> {
     let key = &*change.name;
     let value = || {
-        change.value.as_deref().ok_or_else(|| Refusal(ErrorCode::InvalidConfig, format!("{key} has no value")))
+        change
+            .value
+            .as_deref()
+            .ok_or_else(|| Refusal(ErrorCode::InvalidConfig, format!("{key} has no value")))
     };
     match change.config_operation {
         0 => {
@@ -130,7 +149,8 @@ fn apply_change(
         }
         operation @ (2 | 3) => {
             if !settings.is_list(key) {
-                let message = format!("{key} is not a list, so nothing can be appended to it or subtracted from it");
+                let message =
+                    format!("{key} is not a list, so nothing can be appended to it or subtracted from it");
                 return Err(Refusal(ErrorCode::InvalidConfig, message));
             }
             let old = config.get(key).cloned().or_else(default).unwrap_or_default();
@@ -143,7 +163,10 @@ fn apply_change(
             config.insert(key.to_owned(), list.join(","));
         }
         operation => {
-            return Err(Refusal(ErrorCode::InvalidRequest, format!("{operation} is no configuration operation")));
+            return Err(Refusal(
+                ErrorCode::InvalidRequest,
+                format!("{operation} is no configuration operation"),
+            ));
         }
     }
     Ok(())

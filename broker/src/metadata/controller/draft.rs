@@ -24,7 +24,9 @@ impl Draft {
         // The entry's index is not known before it is proposed; only a registration uses it, and no decision reads
         // the epoch of a broker that registers in the same request.
         let log_index = self.image.log_index + 1;
-        self.image.apply(&record, log_index).expect("the controller makes records that fit the image they come from");
+        self.image
+            .apply(&record, log_index)
+            .expect("the controller makes records that fit the image they come from");
         self.records.push(record);
     }
 

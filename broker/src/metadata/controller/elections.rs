@@ -6,8 +6,8 @@
 
 use uuid::Uuid;
 
-use super::draft::Draft;
 use super::Settings;
+use super::draft::Draft;
 use crate::metadata::image::{
     BrokerId, BrokerImage, MetadataImage, NO_LEADER, PartitionImage, Replica, TopicIdPartition,
 };
@@ -19,7 +19,9 @@ pub(super) fn reelect_partitions_of(draft: &mut Draft, broker_id: BrokerId, sett
         .image()
         .topics
         .values()
-        .flat_map(|topic| (0_i32..).zip(&topic.partitions).map(move |(number, state)| (topic.topic_id, number, state)))
+        .flat_map(|topic| {
+            (0_i32..).zip(&topic.partitions).map(move |(number, state)| (topic.topic_id, number, state))
+        })
         .filter(|(_, _, state)| state.replica_ids().any(|id| id == broker_id))
         .filter_map(|(topic_id, partition, state)| {
             let unclean = settings.unclean_leader_election(draft.image(), topic_id);
@@ -42,7 +44,9 @@ fn elect(image: &MetadataImage, state: &PartitionImage, unclean: bool) -> Option
         .replicas
         .iter()
         .find(|replica| {
-            state.isr.contains(&replica.broker_id) && may_lead(image, replica) && holds_its_data(image, replica)
+            state.isr.contains(&replica.broker_id)
+                && may_lead(image, replica)
+                && holds_its_data(image, replica)
         })
         .map(|replica| led_by(state, replica.broker_id));
     let elected = clean.or_else(|| {

@@ -61,14 +61,21 @@ pub(in crate::metadata) fn image<const N: usize>(brokers: [BrokerBuilder; N]) ->
 }
 
 /// Adds a topic with one partition for each list of replicas; each first replica leads.
-pub(in crate::metadata) fn add_topic(image: &mut MetadataImage, name: &str, replicas: &[Vec<BrokerId>]) -> Uuid {
+pub(in crate::metadata) fn add_topic(
+    image: &mut MetadataImage,
+    name: &str,
+    replicas: &[Vec<BrokerId>],
+) -> Uuid {
     let topic_id = Uuid::from_u128(0x2000 + u128::try_from(image.topics.len()).expect("few topics"));
     let mut records = vec![Record::Topic { topic_id, name: name.to_owned() }];
     for (partition, ids) in (0..).zip(replicas) {
         records.push(Record::Partition {
             partition: TopicIdPartition { topic_id, partition },
             state: PartitionImage {
-                replicas: ids.iter().map(|id| Replica { broker_id: *id, volume_uuid: volume_of(*id) }).collect(),
+                replicas: ids
+                    .iter()
+                    .map(|id| Replica { broker_id: *id, volume_uuid: volume_of(*id) })
+                    .collect(),
                 isr: vec![ids[0]],
                 leader: ids[0],
                 leader_epoch: 0,
@@ -112,17 +119,22 @@ impl Settings for TestSettings {
     }
 
     fn check_topic_config(&self, key: &str, value: &str) -> Result<(), String> {
-        let known = BTreeMap::from([("retention.ms", true), ("cleanup.policy", false), ("max.message.bytes", true)]);
+        let known =
+            BTreeMap::from([("retention.ms", true), ("cleanup.policy", false), ("max.message.bytes", true)]);
         match known.get(key) {
             None => Err(format!("unknown topic setting {key}")),
-            Some(true) if value.parse::<i64>().is_err() => Err(format!("{key} takes a number, not {value:?}")),
+            Some(true) if value.parse::<i64>().is_err() => {
+                Err(format!("{key} takes a number, not {value:?}"))
+            }
             Some(_) => Ok(()),
         }
     }
 
     fn check_topic_configs(&self, config: &BTreeMap<String, String>) -> Result<(), String> {
         match config.get("retention.ms").map(String::as_str) {
-            Some("13") if config.contains_key("max.message.bytes") => Err("13 does not go with a size".to_owned()),
+            Some("13") if config.contains_key("max.message.bytes") => {
+                Err("13 does not go with a size".to_owned())
+            }
             _ => Ok(()),
         }
     }

@@ -17,7 +17,6 @@ use super::topics::{Layout, TopicError, create_topic};
 use crate::metadata::image::{NO_LEADER, TopicImage, TopicOwnerImage};
 use crate::metadata::records::{ConfigTarget, Record};
 
-
 /// Brings topic `name` to the wanted state, as a whole or not at all.
 pub(super) fn apply(
     draft: &mut Draft,
@@ -55,9 +54,12 @@ fn create(
 ) -> Result<Uuid, ApiError> {
     let layout = Layout::Placed {
         partitions: request.partitions.unwrap_or_else(|| settings.default_partitions(draft.image())),
-        replication_factor: request.replicas.unwrap_or_else(|| settings.default_replication_factor(draft.image())),
+        replication_factor: request
+            .replicas
+            .unwrap_or_else(|| settings.default_replication_factor(draft.image())),
     };
-    let topic_id = create_topic(draft, name, &layout, &request.config, settings, new_uuid).map_err(refusal)?;
+    let topic_id =
+        create_topic(draft, name, &layout, &request.config, settings, new_uuid).map_err(refusal)?;
     set_owner(draft, topic_id, None, request);
     Ok(topic_id)
 }
@@ -70,7 +72,10 @@ fn update(
 ) -> Result<Uuid, ApiError> {
     check_owner(topic, request)?;
     if let Some(replicas) = request.replicas
-        && topic.partitions.iter().any(|partition| partition.replicas.len() != usize::try_from(replicas).unwrap_or(0))
+        && topic
+            .partitions
+            .iter()
+            .any(|partition| partition.replicas.len() != usize::try_from(replicas).unwrap_or(0))
     {
         return Err(ApiError {
             code: code::INVALID_REPLICATION_FACTOR.to_owned(),
@@ -88,12 +93,16 @@ fn update(
     }
     for (key, value) in &request.config {
         if wanted.get(key) != Some(value) {
-            settings.check_topic_config(key, value).map_err(|message| refusal(TopicError::InvalidConfig(message)))?;
+            settings
+                .check_topic_config(key, value)
+                .map_err(|message| refusal(TopicError::InvalidConfig(message)))?;
             wanted.insert(key.clone(), value.clone());
         }
     }
     if wanted != topic.config {
-        settings.check_topic_configs(&wanted).map_err(|message| refusal(TopicError::InvalidConfig(message)))?;
+        settings
+            .check_topic_configs(&wanted)
+            .map_err(|message| refusal(TopicError::InvalidConfig(message)))?;
     }
     if let Some(partitions) = request.partitions {
         grow(draft, topic, partitions).map_err(refusal)?;
@@ -156,7 +165,9 @@ fn with_owned(
         Some(owner) => ControllerResponse::Refused(owned_by(&topic, owner)),
         None => ControllerResponse::Refused(ApiError {
             code: code::OWNED_BY_ANOTHER.to_owned(),
-            message: format!("nobody manages topic {name:?}, so its deletion or release is not for an object to ask"),
+            message: format!(
+                "nobody manages topic {name:?}, so its deletion or release is not for an object to ask"
+            ),
         }),
     }
 }
@@ -183,9 +194,9 @@ fn refusal(error: TopicError) -> ApiError {
         TopicError::Shrink(_) => code::PARTITIONS_SHRINK,
         TopicError::InvalidReplicationFactor(_) => code::INVALID_REPLICATION_FACTOR,
         TopicError::InvalidConfig(_) => code::INVALID_CONFIG,
-        TopicError::InvalidPartitions(_) | TopicError::InvalidAssignment(_) | TopicError::InvalidRequest(_) => {
-            code::BAD_REQUEST
-        }
+        TopicError::InvalidPartitions(_)
+        | TopicError::InvalidAssignment(_)
+        | TopicError::InvalidRequest(_) => code::BAD_REQUEST,
     };
     ApiError { code: code.to_owned(), message: error.to_string() }
 }
@@ -193,7 +204,8 @@ fn refusal(error: TopicError) -> ApiError {
 /// The topic as the management API shows it.
 pub(crate) fn view(topic: &TopicImage) -> TopicView {
     let count = |matches: &dyn Fn(&crate::metadata::image::PartitionImage) -> bool| {
-        i32::try_from(topic.partitions.iter().filter(|partition| matches(partition)).count()).unwrap_or(i32::MAX)
+        i32::try_from(topic.partitions.iter().filter(|partition| matches(partition)).count())
+            .unwrap_or(i32::MAX)
     };
     TopicView {
         name: topic.name.clone(),

@@ -94,14 +94,18 @@ pub fn decide(
         ControllerRequest::ControlledShutdown { broker_id, broker_epoch } => {
             brokers::controlled_shutdown(&mut draft, *broker_id, *broker_epoch, settings)
         }
-        ControllerRequest::SetRack { broker_id, rack } => brokers::set_rack(&mut draft, *broker_id, rack.as_deref()),
+        ControllerRequest::SetRack { broker_id, rack } => {
+            brokers::set_rack(&mut draft, *broker_id, rack.as_deref())
+        }
         ControllerRequest::ApplyTopic { name, request } => {
             managed_topics::apply(&mut draft, name, request, settings, new_uuid)
         }
         ControllerRequest::DeleteOwnedTopic { name, owner_uid } => {
             managed_topics::delete(&mut draft, name, owner_uid)
         }
-        ControllerRequest::ReleaseTopic { name, owner_uid } => managed_topics::release(&mut draft, name, owner_uid),
+        ControllerRequest::ReleaseTopic { name, owner_uid } => {
+            managed_topics::release(&mut draft, name, owner_uid)
+        }
     };
     Decision { records: draft.into_records(), response }
 }

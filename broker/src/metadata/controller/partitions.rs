@@ -24,9 +24,12 @@ pub(super) fn assign(
 ) -> Result<Vec<Vec<BrokerId>>, TopicError> {
     match layout {
         Layout::Placed { partitions, replication_factor } => {
-            let count = usize::try_from(*partitions).ok().filter(|count| *count > 0 && *partitions <= MAX_PARTITIONS);
+            let count =
+                usize::try_from(*partitions).ok().filter(|count| *count > 0 && *partitions <= MAX_PARTITIONS);
             let count = count.ok_or_else(|| {
-                TopicError::InvalidPartitions(format!("the number of partitions is 1 to {MAX_PARTITIONS}, not {partitions}"))
+                TopicError::InvalidPartitions(format!(
+                    "the number of partitions is 1 to {MAX_PARTITIONS}, not {partitions}"
+                ))
             })?;
             if *replication_factor <= 0 {
                 let message = format!("the replication factor is 1 or more, not {replication_factor}");
@@ -74,8 +77,10 @@ fn check_assignment(
 pub(super) fn add_partitions(draft: &mut Draft, topic_id: Uuid, replicas: &[Vec<BrokerId>]) {
     let first = draft.image().topics.get(&topic_id).map_or(0, |topic| topic.partitions.len());
     for (number, ids) in (first..).zip(replicas) {
-        let partition =
-            TopicIdPartition { topic_id, partition: i32::try_from(number).expect("partitions are few thousands") };
+        let partition = TopicIdPartition {
+            topic_id,
+            partition: i32::try_from(number).expect("partitions are few thousands"),
+        };
         let state = new_partition(draft.image(), ids);
         draft.push(Record::Partition { partition, state });
     }
@@ -169,7 +174,8 @@ fn create_for_one(draft: &mut Draft, request: &CreatePartitionsTopic) -> Result<
     if request.count < current {
         return grow(draft, &topic, request.count);
     }
-    let added: Vec<Vec<BrokerId>> = assignments.iter().map(|assignment| assignment.broker_ids.clone()).collect();
+    let added: Vec<Vec<BrokerId>> =
+        assignments.iter().map(|assignment| assignment.broker_ids.clone()).collect();
     if i32::try_from(added.len()).ok() != request.count.checked_sub(current) {
         return Err(TopicError::InvalidAssignment(format!(
             "{} partitions are added, but {} are assigned",

@@ -5,8 +5,9 @@ use millrace_management::ApiError;
 use millrace_protocol::ApiKey;
 use millrace_protocol::Message;
 use millrace_protocol::messages::{
-    CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse, DeleteTopicsRequest,
-    DeleteTopicsResponse, IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
+    CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
+    DeleteTopicsRequest, DeleteTopicsResponse, IncrementalAlterConfigsRequest,
+    IncrementalAlterConfigsResponse,
 };
 use millrace_protocol::wire::{DecodeError, Decoder, EncodeError, Encoder};
 
@@ -43,7 +44,9 @@ impl ControllerRequest {
             Self::CreateTopics(request) => kafka_request(ApiKey::CreateTopics, request)?,
             Self::DeleteTopics(request) => kafka_request(ApiKey::DeleteTopics, request)?,
             Self::CreatePartitions(request) => kafka_request(ApiKey::CreatePartitions, request)?,
-            Self::IncrementalAlterConfigs(request) => kafka_request(ApiKey::IncrementalAlterConfigs, request)?,
+            Self::IncrementalAlterConfigs(request) => {
+                kafka_request(ApiKey::IncrementalAlterConfigs, request)?
+            }
             Self::AllocateProducerIds => wire::AllocateProducerIdsRequest::default().into(),
             Self::RegisterBroker(request) => registration_to_wire(request).into(),
             Self::SetFenced { broker_id, broker_epoch, fenced } => wire::SetFencedRequest {
@@ -96,8 +99,12 @@ impl ControllerRequest {
             ControllerMessage::KafkaAdminRequest(request) => {
                 let (version, body) = (request.api_version, request.body);
                 match ApiKey::from_code(request.api_key) {
-                    Some(ApiKey::CreateTopics) => Self::CreateTopics(read::<CreateTopicsRequest>(body, version)?),
-                    Some(ApiKey::DeleteTopics) => Self::DeleteTopics(read::<DeleteTopicsRequest>(body, version)?),
+                    Some(ApiKey::CreateTopics) => {
+                        Self::CreateTopics(read::<CreateTopicsRequest>(body, version)?)
+                    }
+                    Some(ApiKey::DeleteTopics) => {
+                        Self::DeleteTopics(read::<DeleteTopicsRequest>(body, version)?)
+                    }
                     Some(ApiKey::CreatePartitions) => {
                         Self::CreatePartitions(read::<CreatePartitionsRequest>(body, version)?)
                     }
@@ -108,7 +115,9 @@ impl ControllerRequest {
                 }
             }
             ControllerMessage::AllocateProducerIdsRequest(_) => Self::AllocateProducerIds,
-            ControllerMessage::RegisterBrokerRequest(request) => Self::RegisterBroker(registration_from_wire(request)),
+            ControllerMessage::RegisterBrokerRequest(request) => {
+                Self::RegisterBroker(registration_from_wire(request))
+            }
             ControllerMessage::SetFencedRequest(request) => Self::SetFenced {
                 broker_id: request.broker_id,
                 broker_epoch: request.broker_epoch,
@@ -120,9 +129,10 @@ impl ControllerRequest {
             ControllerMessage::SetRackRequest(request) => {
                 Self::SetRack { broker_id: request.broker_id, rack: request.rack.map(Into::into) }
             }
-            ControllerMessage::ApplyTopicRequest(request) => {
-                Self::ApplyTopic { name: request.name.into(), request: serde_json::from_slice(&request.json)? }
-            }
+            ControllerMessage::ApplyTopicRequest(request) => Self::ApplyTopic {
+                name: request.name.into(),
+                request: serde_json::from_slice(&request.json)?,
+            },
             ControllerMessage::DeleteOwnedTopicRequest(request) => {
                 Self::DeleteOwnedTopic { name: request.name.into(), owner_uid: request.owner_uid.into() }
             }
@@ -144,7 +154,9 @@ impl ControllerResponse {
             Self::CreateTopics(response) => kafka_response(ApiKey::CreateTopics, response)?,
             Self::DeleteTopics(response) => kafka_response(ApiKey::DeleteTopics, response)?,
             Self::CreatePartitions(response) => kafka_response(ApiKey::CreatePartitions, response)?,
-            Self::IncrementalAlterConfigs(response) => kafka_response(ApiKey::IncrementalAlterConfigs, response)?,
+            Self::IncrementalAlterConfigs(response) => {
+                kafka_response(ApiKey::IncrementalAlterConfigs, response)?
+            }
             Self::ProducerIds { first, count } => {
                 wire::ProducerIdsResponse { first: *first, count: *count, ..Default::default() }.into()
             }
@@ -153,10 +165,12 @@ impl ControllerResponse {
             }
             Self::Done => wire::DoneResponse::default().into(),
             Self::StillLeading { partitions } => {
-                wire::StillLeadingResponse { partitions: partitions.cast_signed(), ..Default::default() }.into()
+                wire::StillLeadingResponse { partitions: partitions.cast_signed(), ..Default::default() }
+                    .into()
             }
             Self::TopicApplied(result) => {
-                wire::TopicAppliedResponse { json: serde_json::to_vec(result)?.into(), ..Default::default() }.into()
+                wire::TopicAppliedResponse { json: serde_json::to_vec(result)?.into(), ..Default::default() }
+                    .into()
             }
             Self::Refused(error) => wire::RefusedResponse {
                 code: (&error.code).into(),
@@ -177,8 +191,12 @@ impl ControllerResponse {
             ControllerMessage::KafkaAdminResponse(response) => {
                 let (version, body) = (response.api_version, response.body);
                 match ApiKey::from_code(response.api_key) {
-                    Some(ApiKey::CreateTopics) => Self::CreateTopics(read::<CreateTopicsResponse>(body, version)?),
-                    Some(ApiKey::DeleteTopics) => Self::DeleteTopics(read::<DeleteTopicsResponse>(body, version)?),
+                    Some(ApiKey::CreateTopics) => {
+                        Self::CreateTopics(read::<CreateTopicsResponse>(body, version)?)
+                    }
+                    Some(ApiKey::DeleteTopics) => {
+                        Self::DeleteTopics(read::<DeleteTopicsResponse>(body, version)?)
+                    }
                     Some(ApiKey::CreatePartitions) => {
                         Self::CreatePartitions(read::<CreatePartitionsResponse>(body, version)?)
                     }

@@ -217,7 +217,8 @@ fn requested_layout(
     }
     if topic.num_partitions != -1 || topic.replication_factor != -1 {
         return Err(TopicError::InvalidRequest(
-            "a manual assignment says the number of partitions and replicas itself: send -1 for both".to_owned(),
+            "a manual assignment says the number of partitions and replicas itself: send -1 for both"
+                .to_owned(),
         ));
     }
     let mut by_partition = BTreeMap::new();
@@ -230,7 +231,9 @@ fn requested_layout(
         }
     }
     if !by_partition.keys().copied().eq(0..i32::try_from(topic.assignments.len()).unwrap_or(i32::MAX)) {
-        return Err(TopicError::InvalidAssignment("partitions must be numbered from 0 without a gap".to_owned()));
+        return Err(TopicError::InvalidAssignment(
+            "partitions must be numbered from 0 without a gap".to_owned(),
+        ));
     }
     Ok(Layout::Assigned(by_partition.into_values().collect()))
 }
@@ -246,8 +249,13 @@ pub(super) fn delete(
         topic_id: Uuid::nil(),
         ..Default::default()
     });
-    let responses =
-        request.topics.iter().cloned().chain(by_name).map(|topic| delete_one(draft, &topic, settings)).collect();
+    let responses = request
+        .topics
+        .iter()
+        .cloned()
+        .chain(by_name)
+        .map(|topic| delete_one(draft, &topic, settings))
+        .collect();
     DeleteTopicsResponse { responses, ..Default::default() }
 }
 

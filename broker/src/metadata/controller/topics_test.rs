@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use millrace_management::{ApplyTopic, TopicOwner, code};
 use millrace_protocol::ErrorCode;
-use millrace_protocol::messages::create_partitions_request::{CreatePartitionsAssignment, CreatePartitionsTopic};
+use millrace_protocol::messages::create_partitions_request::{
+    CreatePartitionsAssignment, CreatePartitionsTopic,
+};
 use millrace_protocol::messages::create_topics_request::{
     CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig,
 };
@@ -51,7 +53,8 @@ fn topic(name: &str, partitions: i32, replicas: i16) -> CreatableTopic {
 }
 
 fn create(image: &mut MetadataImage, topics: Vec<CreatableTopic>) -> CreateTopicsResponse {
-    match run(image, ControllerRequest::CreateTopics(CreateTopicsRequest { topics, ..Default::default() })).0 {
+    match run(image, ControllerRequest::CreateTopics(CreateTopicsRequest { topics, ..Default::default() })).0
+    {
         ControllerResponse::CreateTopics(response) => response,
         other => panic!("not an answer to CreateTopics: {other:?}"),
     }
@@ -68,7 +71,9 @@ fn a_topic_has_the_partitions_and_replicas_asked_for_and_only_its_leaders_in_syn
     assert_eq!((response.topics[0].num_partitions, response.topics[0].replication_factor), (12, 3));
     let topic = image.topic_by_name("orders").expect("just made");
     assert_eq!(topic.topic_id, response.topics[0].topic_id);
-    assert!(topic.partitions.iter().all(|state| state.isr == vec![state.leader] && state.replicas.len() == 3));
+    assert!(
+        topic.partitions.iter().all(|state| state.isr == vec![state.leader] && state.replicas.len() == 3)
+    );
 }
 
 #[test]
@@ -122,7 +127,10 @@ fn a_name_that_comes_twice_in_a_request_is_refused_once() {
 fn names_that_differ_in_dots_and_underscores_only_collide() {
     let mut image = fleet();
     add_topic(&mut image, "a.b", &[vec![0]]);
-    assert_eq!(codes(&create(&mut image, vec![topic("a_b", 1, 1)])), vec![ErrorCode::InvalidTopicException.code()]);
+    assert_eq!(
+        codes(&create(&mut image, vec![topic("a_b", 1, 1)])),
+        vec![ErrorCode::InvalidTopicException.code()]
+    );
 }
 
 #[test]
@@ -171,7 +179,10 @@ fn a_bad_setting_makes_no_topic() {
         ..Default::default()
     };
     let with = |entry| CreatableTopic { configs: vec![entry], ..topic("t", 1, 1) };
-    assert_eq!(codes(&create(&mut image, vec![with(config("no.such", "1"))])), vec![ErrorCode::InvalidConfig.code()]);
+    assert_eq!(
+        codes(&create(&mut image, vec![with(config("no.such", "1"))])),
+        vec![ErrorCode::InvalidConfig.code()]
+    );
     assert_eq!(codes(&create(&mut image, vec![with(config("retention.ms", "x"))])), vec![40]);
     assert!(image.topics.is_empty());
     assert_eq!(codes(&create(&mut image, vec![with(config("retention.ms", "5"))])), vec![0]);
@@ -196,7 +207,9 @@ fn topics_are_deleted_by_name_and_by_id_and_unknown_ones_say_so() {
     ];
     let request = ControllerRequest::DeleteTopics(DeleteTopicsRequest { topics, ..Default::default() });
     let (response, _) = run(&mut image, request);
-    let ControllerResponse::DeleteTopics(response) = response else { panic!("not an answer to DeleteTopics") };
+    let ControllerResponse::DeleteTopics(response) = response else {
+        panic!("not an answer to DeleteTopics")
+    };
     let codes: Vec<i16> = response.responses.iter().map(|result| result.error_code).collect();
     assert_eq!(codes, vec![0, 0, 3, 100]);
     assert!(image.topics.is_empty() && image.topic_ids.is_empty());
@@ -220,10 +233,10 @@ fn partitions_grow_and_never_shrink() {
     let mut image = fleet();
     add_topic(&mut image, "t", &[vec![0], vec![1]]);
     let mut grow = |count, assignments: Option<Vec<i32>>| {
-        let assignments = assignments.map(|ids| {
-            vec![CreatePartitionsAssignment { broker_ids: ids, ..Default::default() }]
-        });
-        let topics = vec![CreatePartitionsTopic { name: "t".into(), count, assignments, ..Default::default() }];
+        let assignments =
+            assignments.map(|ids| vec![CreatePartitionsAssignment { broker_ids: ids, ..Default::default() }]);
+        let topics =
+            vec![CreatePartitionsTopic { name: "t".into(), count, assignments, ..Default::default() }];
         let request = CreatePartitionsRequest { topics, ..Default::default() };
         match run(&mut image, ControllerRequest::CreatePartitions(request)).0 {
             ControllerResponse::CreatePartitions(response) => response.results[0].error_code,
@@ -258,7 +271,9 @@ fn alter(image: &mut MetadataImage, changes: &[(&str, i8, Option<&str>)]) -> (i1
     }];
     let request = IncrementalAlterConfigsRequest { resources, ..Default::default() };
     match run(image, ControllerRequest::IncrementalAlterConfigs(request)) {
-        (ControllerResponse::IncrementalAlterConfigs(response), written) => (response.responses[0].error_code, written),
+        (ControllerResponse::IncrementalAlterConfigs(response), written) => {
+            (response.responses[0].error_code, written)
+        }
         other => panic!("not an answer to IncrementalAlterConfigs: {other:?}"),
     }
 }
@@ -269,9 +284,15 @@ fn settings_are_changed_as_a_whole_or_not_at_all() {
     add_topic(&mut image, "t", &[vec![0]]);
     assert_eq!(alter(&mut image, &[("retention.ms", 0, Some("5"))]), (0, 1));
     assert_eq!(alter(&mut image, &[("retention.ms", 0, Some("5"))]), (0, 0));
-    assert_eq!(alter(&mut image, &[("retention.ms", 0, Some("6")), ("max.message.bytes", 0, Some("x"))]).0, 40);
+    assert_eq!(
+        alter(&mut image, &[("retention.ms", 0, Some("6")), ("max.message.bytes", 0, Some("x"))]).0,
+        40
+    );
     assert_eq!(alter(&mut image, &[("retention.ms", 2, Some("6"))]).0, 40);
-    assert_eq!(alter(&mut image, &[("retention.ms", 0, Some("13")), ("max.message.bytes", 0, Some("1"))]).0, 40);
+    assert_eq!(
+        alter(&mut image, &[("retention.ms", 0, Some("13")), ("max.message.bytes", 0, Some("1"))]).0,
+        40
+    );
     assert_eq!(alter(&mut image, &[("cleanup.policy", 2, Some("compact"))]).0, 0);
     let config = &image.topic_by_name("t").expect("there").config;
     assert_eq!((config["retention.ms"].as_str(), config["cleanup.policy"].as_str()), ("5", "delete,compact"));
@@ -359,11 +380,15 @@ fn what_the_object_leaves_unset_stays_as_it_is() {
 fn only_the_managing_object_deletes_or_releases() {
     let mut image = fleet();
     assert_eq!(apply(&mut image, wanted("u1")), Ok(true));
-    let delete = |uid: &str| ControllerRequest::DeleteOwnedTopic { name: "orders".into(), owner_uid: uid.into() };
+    let delete =
+        |uid: &str| ControllerRequest::DeleteOwnedTopic { name: "orders".into(), owner_uid: uid.into() };
     let release = ControllerRequest::ReleaseTopic { name: "orders".into(), owner_uid: "u1".into() };
     assert!(matches!(run(&mut image, delete("u2")).0, ControllerResponse::Refused(_)));
     assert_eq!(run(&mut image, release).0, ControllerResponse::Done);
-    assert!(matches!(run(&mut image, delete("u1")).0, ControllerResponse::Refused(_)), "released is not owned");
+    assert!(
+        matches!(run(&mut image, delete("u1")).0, ControllerResponse::Refused(_)),
+        "released is not owned"
+    );
     assert_eq!(apply(&mut image, ApplyTopic { adopt: true, ..wanted("u3") }), Ok(true));
     assert_eq!(run(&mut image, delete("u3")).0, ControllerResponse::Done);
     assert!(image.topics.is_empty());

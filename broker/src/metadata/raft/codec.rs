@@ -7,8 +7,8 @@ use std::io;
 use bytes::Bytes;
 use millrace_protocol::{DecodeError, Decoder, EncodeError, Encoder, Message};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderError, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderError,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use uuid::Uuid;
 
@@ -462,4 +462,171 @@ fn membership(
 
 fn malformed(what: &'static str, reason: String) -> CodecError {
     CodecError::Malformed { what, reason }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod tests {
+    use super::*;
+    use openraft::entry::RaftEntry;
+    use proptest::prelude::*;
+
+    fn log_ids() -> impl Strategy<Value = LogId> {
+        (any::<u64>(), 0_u64..=i64::MAX as u64).prop_map(|(term, index)| LogId::new_term_index(term, index))
+    }
+
+    fn votes() -> impl Strategy<Value = Vote> {
+        (any::<i64>(), any::<i64>(), any::<bool>()).prop_map(vote)
+    }
+
+    fn memberships() -> impl Strategy<Value = Membership> {
+        let ids = proptest::collection::btree_set(any::<u64>(), 1..4);
+        (proptest::collection::vec(ids, 1..3), any::<u64>()).prop_map(|(sets, learner)| {
+            let nodes = sets.iter().flatten().copied().chain([learner]);
+            let nodes: BTreeMap<u64, Node> =
+                nodes.map(|id| (id, Node { address: format!("host-{id}:9093") })).collect();
+            Membership::new(sets, nodes).unwrap()
+        })
+    }
+
+    fn entries() -> impl Strategy<Value = Entry> {
+        let command = (any::<u64>(), proptest::collection::vec(any::<u8>(), 0..50));
+        prop_oneof![
+            log_ids().prop_map(Entry::new_blank),
+            (log_ids(), command).prop_map(|(log_id, (decided_in_term, records))| Entry {
+                log_id,
+                payload: EntryPayload::Normal(Command { decided_in_term, records }),
+            }),
+            (log_ids(), memberships())
+                .prop_map(|(log_id, membership)| Entry::new_membership(log_id, membership)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn entries_survive(entry in entries()) {
+            prop_assert_eq!(decode_entry(encode_entry(&entry).unwrap()).unwrap(), entry);
+        }
+
+        #[test]
+        fn votes_and_log_ids_survive(vote in votes(), log_id in log_ids()) {
+            prop_assert_eq!(decode_vote(encode_vote(&vote).unwrap()).unwrap(), vote);
+            prop_assert_eq!(decode_log_id(encode_log_id(log_id).unwrap()).unwrap(), log_id);
+        }
+
+        #[test]
+        fn append_calls_survive(
+            vote in votes(),
+            prev_log_id in proptest::option::of(log_ids()),
+            leader_commit in proptest::option::of(log_ids()),
+            entries in proptest::collection::vec(entries(), 0..4),
+        ) {
+            let request = AppendEntriesRequest { vote, prev_log_id, entries, leader_commit };
+            let read = decode_append_call(encode_append_call(&request).unwrap()).unwrap();
+            prop_assert_eq!(
+                (read.vote, read.prev_log_id, read.entries, read.leader_commit),
+                (request.vote, request.prev_log_id, request.entries, request.leader_commit)
+            );
+        }
+
+        #[test]
+        fn append_answers_survive(vote in votes(), matched in proptest::option::of(log_ids())) {
+            for answer in [
+                AppendEntriesResponse::Success,
+                AppendEntriesResponse::PartialSuccess(matched),
+                AppendEntriesResponse::Conflict,
+                AppendEntriesResponse::HigherVote(vote),
+            ] {
+                prop_assert_eq!(decode_append_answer(encode_append_answer(&answer).unwrap()).unwrap(), answer);
+            }
+        }
+
+        #[test]
+        fn votes_asked_and_given_survive(
+            vote in votes(),
+            last_log_id in proptest::option::of(log_ids()),
+            flag: bool,
+        ) {
+            let request = VoteRequest { vote, last_log_id, leadership_transfer: flag };
+            prop_assert_eq!(decode_vote_call(encode_vote_call(&request).unwrap()).unwrap(), request);
+            let answer = VoteResponse { vote, vote_granted: flag, last_log_id };
+            prop_assert_eq!(decode_vote_answer(encode_vote_answer(&answer).unwrap()).unwrap(), answer);
+        }
+
+        #[test]
+        fn snapshots_and_their_pieces_survive(
+            vote in votes(),
+            last_log_id in proptest::option::of(log_ids()),
+            membership in memberships(),
+            piece in proptest::collection::vec(any::<u8>(), 0..50),
+        ) {
+            let last_membership = StoredMembership::new(last_log_id, membership);
+            let meta = SnapshotMeta { last_log_id, last_membership };
+            let records = vec![Record::ProducerIds { next_producer_id: 5 }];
+            let bytes = encode_snapshot(Uuid::from_u128(3), &meta, &records).unwrap();
+            let content = decode_snapshot(bytes).unwrap();
+            prop_assert_eq!((content.cluster_id, content.meta, content.records), (Uuid::from_u128(3), meta, records));
+            let piece = SnapshotPiece { vote, transfer_id: 1, offset: 2, total_length: 3, piece: piece.into() };
+            prop_assert_eq!(decode_snapshot_piece(encode_snapshot_piece(&piece).unwrap()).unwrap(), piece);
+            let answer = SnapshotResponse::new(vote);
+            prop_assert_eq!(decode_snapshot_answer(encode_snapshot_answer(&answer).unwrap()).unwrap(), answer);
+        }
+
+        #[test]
+        fn hand_overs_survive(vote in votes(), other in votes(), last in proptest::option::of(log_ids())) {
+            let request = TransferLeaderRequest::new(vote, 7, last);
+            prop_assert_eq!(decode_transfer_call(encode_transfer_call(&request).unwrap()).unwrap(), request.clone());
+            for answer in [
+                Ok(()),
+                Err(TransferLeaderError::VoteChanged { expected: vote, actual: other }),
+                Err(TransferLeaderError::LogNotFlushed { expected: last, actual: None }),
+            ] {
+                let bytes = encode_transfer_answer(&answer).unwrap();
+                prop_assert_eq!(decode_transfer_answer(bytes, &request).unwrap(), answer);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_message_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let bytes = Bytes::from(bytes);
+            let _ = decode_entry(bytes.clone());
+            let _ = decode_snapshot(bytes.clone());
+            let _ = decode_append_call(bytes.clone());
+            let _ = decode_append_answer(bytes.clone());
+            let _ = decode_vote_call(bytes.clone());
+            let _ = decode_snapshot_piece(bytes.clone());
+            let _ = decode_transfer_call(bytes.clone());
+            let _ = decode_records(bytes.into());
+        }
+    }
+
+    #[test]
+    fn an_entry_of_a_newer_version_is_an_error() {
+        let mut bytes = encode_entry(&Entry::new_blank(LogId::new_term_index(1, 1))).unwrap().to_vec();
+        bytes[0] = 1;
+        assert!(decode_entry(bytes.into()).is_err());
+    }
+
+    #[test]
+    fn stored_entries_keep_their_format() {
+        // Bytes of version 0, written down: a disk written by this version must stay readable.
+        let entry = Entry {
+            log_id: LogId::new_term_index(2, 3),
+            payload: EntryPayload::Normal(Command { decided_in_term: 2, records: vec![0xaa] }),
+        };
+        let expected = [
+            &[0][..],
+            &2_u64.to_be_bytes(),
+            &3_u64.to_be_bytes(),
+            &[1],
+            &2_u64.to_be_bytes(),
+            &[2, 0xaa],
+            &[1],
+            &[1],
+            &[0],
+        ]
+        .concat();
+        assert_eq!(encode_entry(&entry).unwrap(), expected);
+        assert_eq!(decode_entry(expected.into()).unwrap(), entry);
+    }
 }

@@ -12,7 +12,9 @@ use super::*;
 struct Builder;
 
 impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Builder {
-    async fn build(&self) -> Result<(tempfile::TempDir, LogStore, StateMachine), openraft::StorageError<TypeConfig>> {
+    async fn build(
+        &self,
+    ) -> Result<(tempfile::TempDir, LogStore, StateMachine), openraft::StorageError<TypeConfig>> {
         let directory = tempfile::tempdir().unwrap();
         let (store, _closer) = LogStore::open(directory.path()).unwrap();
         let machine = StateMachine::open(store.clone(), Uuid::from_u128(1)).unwrap();
@@ -145,4 +147,27 @@ async fn a_snapshot_of_another_cluster_is_not_loaded() {
     assert!(StateMachine::open(store.clone(), Uuid::from_u128(1)).is_err());
     let mut machine = StateMachine::open(store, Uuid::from_u128(2)).unwrap();
     assert!(machine.get_current_snapshot().await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_a_crash() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, _closer) = LogStore::open(directory.path()).unwrap();
+    let vote = Vote::new(4, 9);
+    store.blocking_append((0..50).map(|index| entry(1, index, 100))).await.unwrap();
+    store.truncate_after(Some(log_id(1, 39))).await.unwrap();
+    store.blocking_append((40..45).map(|index| entry(2, index, 100))).await.unwrap();
+    store.save_vote(&vote).await.unwrap();
+
+    // The files as a crash would leave them, while the store is still open.
+    let crashed = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(directory.path()).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), crashed.path().join(file.file_name())).unwrap();
+    }
+    let (mut store, _closer) = LogStore::open(crashed.path()).unwrap();
+    let found = log_ids(&mut store).await;
+    assert_eq!(found.len(), 45);
+    assert_eq!((found[39], found[44]), (log_id(1, 39), log_id(2, 44)));
+    assert_eq!(store.read_vote().await.unwrap(), Some(vote));
 }

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::OptionalSend;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::OptionalSend;
 
 use super::codec::{self, CodecError, SnapshotPiece};
 use super::types::{Node, Snapshot, SnapshotData, TypeConfig, Vote};
@@ -53,7 +53,12 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    async fn call(&self, method: Method, body: Result<Bytes, CodecError>, timeout: Duration) -> Result<Bytes, Error> {
+    async fn call(
+        &self,
+        method: Method,
+        body: Result<Bytes, CodecError>,
+        timeout: Duration,
+    ) -> Result<Bytes, Error> {
         let body = body.map_err(unreadable)?;
         self.client.call(&self.address, method, body, timeout).await.map_err(failed)
     }
@@ -134,7 +139,11 @@ impl RaftNetworkV2<TypeConfig> for Peer {
 }
 
 impl Peer {
-    async fn send_snapshot(&self, vote: Vote, snapshot: Bytes) -> Result<SnapshotResponse<TypeConfig>, Error> {
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        snapshot: Bytes,
+    ) -> Result<SnapshotResponse<TypeConfig>, Error> {
         let transfer_id = NEXT_TRANSFER_ID.fetch_add(1, Ordering::Relaxed);
         let total = snapshot.len();
         let mut offset = 0;

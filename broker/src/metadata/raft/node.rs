@@ -116,10 +116,14 @@ pub enum ProposeError {
     #[error("this node does not lead the metadata quorum")]
     NotLeader,
     /// The leadership ended before the entry was committed; the next leader may have it or not.
-    #[error("leadership of the metadata quorum ended before the change was committed; it may or may not take effect")]
+    #[error(
+        "leadership of the metadata quorum ended before the change was committed; it may or may not take effect"
+    )]
     Unknown,
     /// More than an entry may hold. Nothing was changed.
-    #[error("a change of {bytes} bytes is more than one entry of the metadata log may hold; ask for less at a time")]
+    #[error(
+        "a change of {bytes} bytes is more than one entry of the metadata log may hold; ask for less at a time"
+    )]
     TooLarge {
         /// Its size.
         bytes: usize,
@@ -209,7 +213,8 @@ impl RaftNode {
         let cluster_id = options.cluster_id;
         let opened = tokio::task::spawn_blocking(move || open(&directory, cluster_id)).await;
         let storage = |source| StartError::Storage { directory: options.directory.clone(), source };
-        let (store, closer, machine) = opened.map_err(|error| storage(io::Error::other(error)))?.map_err(storage)?;
+        let (store, closer, machine) =
+            opened.map_err(|error| storage(io::Error::other(error)))?.map_err(storage)?;
         let publisher = machine.publisher();
         let config = config(&options).map_err(StartError::Raft)?;
         let network = Network::new(options.client.clone());
@@ -268,7 +273,8 @@ impl RaftNode {
             return Err(BootstrapError::NotAVoter { node_id: self.node_id });
         }
         let wanted: BTreeSet<u64> = voters.keys().copied().collect();
-        let nodes: BTreeMap<u64, Node> = voters.into_iter().map(|(id, address)| (id, Node { address })).collect();
+        let nodes: BTreeMap<u64, Node> =
+            voters.into_iter().map(|(id, address)| (id, Node { address })).collect();
         match self.raft.initialize(nodes).await {
             Ok(()) => {
                 tracing::info!(voters = ?wanted, "formed the metadata quorum");
@@ -376,7 +382,9 @@ impl RaftNode {
         let last = metrics.last_log_index.map_or(0, |index| index + 1);
         let matched = metrics.replication.iter().flatten();
         let lag = |matched: Option<u64>| last.saturating_sub(matched.map_or(0, |index| index + 1));
-        matched.map(|(node_id, matched)| (*node_id, lag(matched.as_ref().map(|log_id| log_id.index)))).collect()
+        matched
+            .map(|(node_id, matched)| (*node_id, lag(matched.as_ref().map(|log_id| log_id.index))))
+            .collect()
     }
 
     /// Asks `node_id` to take over the leadership. Returns at once.
@@ -407,7 +415,9 @@ impl RaftNode {
             }
             Method::TransferLeader => {
                 let request = codec::decode_transfer_call(body).map_err(malformed)?;
-                codec::encode_transfer_answer(&self.raft.handle_transfer_leader(request).await.map_err(stopped)?)
+                codec::encode_transfer_answer(
+                    &self.raft.handle_transfer_leader(request).await.map_err(stopped)?,
+                )
             }
             Method::Controller | Method::Heartbeat | Method::Join => {
                 return Err(Failure::new(FailureKind::UnknownMethod, "not a Raft call"));
@@ -424,9 +434,10 @@ impl RaftNode {
         let vote = piece.vote;
         let Some(snapshot) = self.collect(peer, piece)? else { return Ok(SnapshotResponse::new(vote)) };
         let meta = codec::decode_snapshot(snapshot.clone()).map_err(malformed)?.meta;
-        self.raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await.map_err(|fatal| {
-            Failure::new(FailureKind::Failed, fatal.to_string())
-        })
+        self.raft
+            .install_full_snapshot(vote, Snapshot { meta, snapshot })
+            .await
+            .map_err(|fatal| Failure::new(FailureKind::Failed, fatal.to_string()))
     }
 
     /// Adds a piece to what came before; returns the whole when it is complete.
@@ -442,14 +453,18 @@ impl RaftNode {
             }
             transfers.insert(peer, Transfer { id: piece.transfer_id, received: BytesMut::new() });
         }
-        let Some(transfer) = transfers.get_mut(&peer).filter(|transfer| transfer.id == piece.transfer_id) else {
+        let Some(transfer) = transfers.get_mut(&peer).filter(|transfer| transfer.id == piece.transfer_id)
+        else {
             return refused("a piece of a snapshot whose beginning is missing".to_owned());
         };
         let received = u64::try_from(transfer.received.len()).unwrap_or(u64::MAX);
         let end = piece.offset.saturating_add(u64::try_from(piece.piece.len()).unwrap_or(u64::MAX));
         if piece.offset != received || end > piece.total_length {
             transfers.remove(&peer);
-            return refused(format!("a piece of a snapshot at {} where {received} was expected", piece.offset));
+            return refused(format!(
+                "a piece of a snapshot at {} where {received} was expected",
+                piece.offset
+            ));
         }
         transfer.received.extend_from_slice(&piece.piece);
         if end < piece.total_length {
@@ -533,7 +548,11 @@ fn watch_status(
             status.send_if_modified(|last| {
                 let changed = *last != next;
                 if changed && last.leader != next.leader {
-                    tracing::info!(raft.term = next.term, leader = next.leader, "leader of the metadata quorum");
+                    tracing::info!(
+                        raft.term = next.term,
+                        leader = next.leader,
+                        "leader of the metadata quorum"
+                    );
                 }
                 *last = next;
                 changed

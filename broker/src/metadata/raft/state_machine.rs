@@ -172,7 +172,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
         let store = self.store.clone();
-        let stored = tokio::task::spawn_blocking(move || store.snapshot()).await.map_err(io::Error::other)??;
+        let stored =
+            tokio::task::spawn_blocking(move || store.snapshot()).await.map_err(io::Error::other)??;
         let Some(snapshot) = stored else { return Ok(None) };
         let meta = codec::decode_snapshot(snapshot.clone())?.meta;
         Ok(Some(Snapshot { meta, snapshot }))
@@ -194,7 +195,81 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         let encode = move || codec::encode_snapshot(image.cluster_id, &meta, &image.to_records());
         let snapshot = tokio::task::spawn_blocking(encode).await.map_err(io::Error::other)??;
         self.store.save_snapshot(snapshot.clone()).await?;
-        tracing::info!(raft.index = self.image.log_index, bytes = snapshot.len(), "wrote a metadata snapshot");
+        tracing::info!(
+            raft.index = self.image.log_index,
+            bytes = snapshot.len(),
+            "wrote a metadata snapshot"
+        );
         Ok(Snapshot { meta: self.meta.clone(), snapshot })
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod tests {
+    use super::*;
+    use crate::metadata::raft::types::Command;
+    use crate::metadata::records::Record;
+
+    fn entry(index: u64, term: u64, decided_in_term: u64, records: &[Record]) -> Entry {
+        let command = Command { decided_in_term, records: codec::encode_records(records).unwrap() };
+        Entry { log_id: LogId::new_term_index(term, index), payload: EntryPayload::Normal(command) }
+    }
+
+    fn machine(directory: &std::path::Path) -> StateMachine {
+        let (store, _closer) = LogStore::open(directory).unwrap();
+        StateMachine::open(store, Uuid::from_u128(1)).unwrap()
+    }
+
+    async fn apply(machine: &mut StateMachine, entries: Vec<Entry>) -> io::Result<()> {
+        let items: Vec<io::Result<EntryResponder<TypeConfig>>> =
+            entries.into_iter().map(|entry| Ok((entry, None))).collect();
+        machine.apply(futures::stream::iter(items)).await
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_leader_decided_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut machine = machine(directory.path());
+        let record = [Record::ProducerIds { next_producer_id: 7 }];
+        let mut image = machine.image.as_ref().clone();
+        let outcome = machine.apply_entry(&mut image, entry(1, 5, 4, &record)).unwrap();
+        assert_eq!((outcome, image.next_producer_id, image.log_index), (Applied::Stale, 0, 1));
+        let outcome = machine.apply_entry(&mut image, entry(2, 5, 5, &record)).unwrap();
+        assert_eq!((outcome, image.next_producer_id, image.log_index), (Applied::Done, 7, 2));
+    }
+
+    #[tokio::test]
+    async fn an_image_is_published_with_the_position_it_contains() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut machine = machine(directory.path());
+        let publisher = machine.publisher();
+        let changes = publisher.changes.subscribe();
+        let ids = |next_producer_id| [Record::ProducerIds { next_producer_id }];
+        apply(&mut machine, vec![entry(1, 1, 1, &ids(10)), entry(2, 1, 1, &ids(20))]).await.unwrap();
+        for image in [publisher.current.load_full(), Arc::clone(&changes.borrow())] {
+            assert_eq!((image.next_producer_id, image.log_index, image.term), (20, 2, 1));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_record_that_does_not_fit_stops_the_member_and_is_not_published() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut machine = machine(directory.path());
+        let publisher = machine.publisher();
+        let misfit = [Record::RemoveTopic { topic_id: Uuid::from_u128(9) }];
+        assert!(apply(&mut machine, vec![entry(1, 1, 1, &misfit)]).await.is_err());
+        assert_eq!(publisher.current.load().log_index, 0);
+        assert!(
+            apply(
+                &mut machine,
+                vec![Entry {
+                    log_id: LogId::new_term_index(1, 1),
+                    payload: EntryPayload::Normal(Command { decided_in_term: 1, records: vec![9, 9] }),
+                }]
+            )
+            .await
+            .is_err()
+        );
     }
 }

@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
 openraft::declare_raft_types!(
     /// The metadata quorum. At most one leader per term, so that a term says which leader decided something.
     pub(super) TypeConfig:
@@ -27,16 +25,13 @@ pub(super) type SnapshotData = bytes::Bytes;
 pub(super) type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
 
 /// A member's address: `host:port` of its internal listener.
-//
-// openraft's `serde` feature, which the workspace switches on, asks for the two derives of the types in this file.
-// Nothing uses them: stored and sent bytes are made in `codec`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Node {
     pub(super) address: String,
 }
 
 /// What the controller wants the quorum to agree on.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Command {
     /// Term of the leader whose image the records fit.
     pub(super) decided_in_term: u64,
@@ -57,7 +52,7 @@ impl fmt::Display for Command {
 }
 
 /// What came of a committed entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Applied {
     /// It is part of the image.
     Done,

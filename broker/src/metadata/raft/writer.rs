@@ -56,7 +56,8 @@ pub(super) fn start(
 ) -> io::Result<(mpsc::Sender<Request>, std::thread::JoinHandle<()>)> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let writer = Writer { db, progress, last_index, saved_committed: None, failure: None };
-    let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || writer.run(receiver))?;
+    let thread =
+        std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || writer.run(receiver))?;
     Ok((sender, thread))
 }
 

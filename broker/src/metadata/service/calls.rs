@@ -166,7 +166,9 @@ impl Shared {
         if !status.is_leader() {
             return match status.leader_address() {
                 Some((_, address)) => Joined::AskLeader(address.to_owned()),
-                None if status.is_member() => Joined::NotNow("the metadata quorum has no leader now".to_owned()),
+                None if status.is_member() => {
+                    Joined::NotNow("the metadata quorum has no leader now".to_owned())
+                }
                 None => Joined::NotNow("this broker knows of no metadata quorum".to_owned()),
             };
         }

@@ -67,12 +67,15 @@ async fn join(shared: &Shared, complaint: &mut Complaint) {
         if status.members.get(&shared.local.node_id) == Some(&shared.options.address) {
             return;
         }
-        if status.is_leader() && shared.node.add_member(status.node_id, shared.options.address.clone()).await.is_ok() {
+        if status.is_leader()
+            && shared.node.add_member(status.node_id, shared.options.address.clone()).await.is_ok()
+        {
             return;
         }
         // The leader first: only it can add a member. Then whoever may know the leader.
         let leader = status.leader_address().map(|(_, address)| address.to_owned());
-        let candidates: Vec<String> = leader.into_iter().chain(shared.options.bootstrap_servers.clone()).collect();
+        let candidates: Vec<String> =
+            leader.into_iter().chain(shared.options.bootstrap_servers.clone()).collect();
         let mut reason = "no bootstrap server is configured".to_owned();
         for candidate in candidates.iter().filter(|address| **address != shared.options.address) {
             let outcome = match ask_to_join(shared, candidate, JOIN_TIMEOUT).await {
@@ -165,13 +168,21 @@ async fn send_heartbeats(shared: &Shared, broker_epoch: i64, complaint: &mut Com
                 if fenced && heartbeat.ready { HEARTBEAT_RETRY } else { shared.options.heartbeat_interval }
             }
             Heard::RegisterAgain => {
-                tracing::warn!(broker_id, broker_epoch, "the controller does not know this registration any more");
+                tracing::warn!(
+                    broker_id,
+                    broker_epoch,
+                    "the controller does not know this registration any more"
+                );
                 shared.broker.send_modify(|state| state.broker_epoch = None);
                 return;
             }
             Heard::NotController => {
                 if heard.elapsed() > shared.options.session_timeout {
-                    complaint.say(shared, "the controller does not hear this broker", "no leader can be reached");
+                    complaint.say(
+                        shared,
+                        "the controller does not hear this broker",
+                        "no leader can be reached",
+                    );
                 }
                 HEARTBEAT_RETRY
             }
@@ -218,7 +229,11 @@ pub(super) async fn controlled_shutdown(shared: &Shared, timeout: Duration) -> R
         let request = ControllerRequest::ControlledShutdown { broker_id, broker_epoch };
         match shared.ask(request, timeout).await?.response {
             ControllerResponse::StillLeading { partitions } if partitions > 0 => {
-                tracing::warn!(broker_id, partitions, "no other broker can lead these partitions, they go offline");
+                tracing::warn!(
+                    broker_id,
+                    partitions,
+                    "no other broker can lead these partitions, they go offline"
+                );
             }
             other => {
                 if let Some(reason) = Shared::refused(&other) {
@@ -243,7 +258,9 @@ async fn hand_over(shared: &Shared) {
     }
     let lags = shared.node.lags();
     let others = status.voters.iter().copied().filter(|node_id| *node_id != status.node_id);
-    let Some(successor) = others.filter(|node_id| lags.contains_key(node_id)).min_by_key(|node_id| lags[node_id]) else {
+    let Some(successor) =
+        others.filter(|node_id| lags.contains_key(node_id)).min_by_key(|node_id| lags[node_id])
+    else {
         return;
     };
     shared.node.transfer_leadership(successor).await;
@@ -262,7 +279,8 @@ struct Complaint {
 
 impl Complaint {
     fn say(&mut self, shared: &Shared, what: &'static str, reason: &str) {
-        let repeated = self.said.as_ref().is_some_and(|(said, at)| said == reason && at.elapsed() < COMPLAINT_INTERVAL);
+        let repeated =
+            self.said.as_ref().is_some_and(|(said, at)| said == reason && at.elapsed() < COMPLAINT_INTERVAL);
         if !repeated {
             tracing::warn!(reason, "{what}");
             self.said = Some((reason.to_owned(), Instant::now()));

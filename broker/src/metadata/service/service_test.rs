@@ -80,7 +80,8 @@ impl Broker {
         let address = listener.local_address().unwrap().to_string();
         let volume = Arc::new(Volume::open_or_format(directory, plan.cluster_id).unwrap());
         let local = LocalNode { cluster_id: volume.cluster_id(), node_id: volume.raft_node_id() };
-        let facts = BrokerFacts { wanted_id: plan.wanted_id, version: "test".to_owned(), ..BrokerFacts::default() };
+        let facts =
+            BrokerFacts { wanted_id: plan.wanted_id, version: "test".to_owned(), ..BrokerFacts::default() };
         let options = MetadataOptions {
             bootstrap_servers: plan.bootstrap_servers,
             session_timeout: Duration::from_millis(2000),
@@ -142,13 +143,8 @@ fn voters(brokers: &[&Broker]) -> BTreeMap<u64, String> {
 
 fn apply_topic(name: &str) -> ControllerRequest {
     let owner = TopicOwner { namespace: "ns".to_owned(), name: name.to_owned(), uid: name.to_owned() };
-    let request = ApplyTopic {
-        owner,
-        partitions: Some(3),
-        replicas: Some(1),
-        config: BTreeMap::new(),
-        adopt: false,
-    };
+    let request =
+        ApplyTopic { owner, partitions: Some(3), replicas: Some(1), config: BTreeMap::new(), adopt: false };
     ControllerRequest::ApplyTopic { name: name.to_owned(), request }
 }
 
@@ -245,10 +241,8 @@ async fn three_brokers_agree_and_survive_the_loss_of_their_leader() {
     let (path, address) = lost.stop().await;
     let handle = brokers[0].service.handle();
     make_topic(&handle, "payments").await;
-    eventually("another node leads", || {
-        brokers[0].quorum().leader.is_some_and(|leader| leader != lost_node)
-    })
-    .await;
+    eventually("another node leads", || brokers[0].quorum().leader.is_some_and(|leader| leader != lost_node))
+        .await;
     eventually("the lost broker is fenced", || handle.image().brokers[&lost_id].fenced).await;
 
     let back = Broker::start_at(&path, &address, Plan::default()).await;
@@ -336,7 +330,8 @@ async fn a_broker_of_another_cluster_cannot_join() {
     };
     let stranger = Broker::start(directories[1].path(), plan).await;
     let mut state = stranger.service.broker_state();
-    let told = state.wait_for(|state| state.problem.as_ref().is_some_and(|problem| problem.contains("cluster")));
+    let told =
+        state.wait_for(|state| state.problem.as_ref().is_some_and(|problem| problem.contains("cluster")));
     within("the stranger is told why", told).await.unwrap();
     assert_eq!(ours.quorum().members.len(), 1);
     stranger.stop().await;
@@ -353,7 +348,10 @@ async fn a_planned_stop_fences_the_broker_and_hands_the_quorum_over() {
     assert!(!leaving.quorum().is_leader(), "the quorum was not handed over");
     assert!(leaving.service.handle().image().brokers[&leaving_id].fenced);
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(leaving.service.handle().image().brokers[&leaving_id].fenced, "heartbeats brought it back into service");
+    assert!(
+        leaving.service.handle().image().brokers[&leaving_id].fenced,
+        "heartbeats brought it back into service"
+    );
     let other = brokers.iter().find(|broker| broker.node_id() != leaving.node_id()).unwrap();
     make_topic(&other.service.handle(), "orders").await;
     for broker in brokers {

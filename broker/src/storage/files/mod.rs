@@ -6,7 +6,7 @@
 //! <volume>/logs/<topic id>-<partition>.deleted             on its way out
 //! ```
 //!
-//! One thread per volume does all writing ([`writer`]): it takes everything that is queued, writes once per
+//! One thread per volume does all writing (`writer`): it takes everything that is queued, writes once per
 //! partition, syncs each file it touched once, and then publishes the new durable ends. While one commit is on the
 //! disk the next one fills up, so load makes commits larger instead of making them wait.
 //!
