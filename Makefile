@@ -1,0 +1,95 @@
+# Every command a person runs. `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.PHONY: help up down status kubeconfig build images crds test verify test-unit test-clients test-e2e fix \
+  deps clients rocksdb audit fmt lint docs deny generated scripts chart
+
+# Builds and downloads stay outside of the checkout, so that a fresh clone starts warm (scripts/env.sh).
+CACHE := $(or $(MILLRACE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace)
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+export ROCKSDB_LIB_DIR := $(shell scripts/rocksdb.sh path)
+export ROCKSDB_STATIC := 1
+export MILLRACE_KUBECONFIG ?= $(CACHE)/run-state/kubeconfig
+# MILLRACE_CLIENTS_PYTHON and MILLRACE_KAFKA_LIBS: what the tests use of other people's Kafka clients
+$(foreach pair,$(shell scripts/clients.sh env),$(eval export $(pair)))
+# make up CLUSTER=current IMAGE_REGISTRY=…: into the current context, through a registry its nodes can pull from
+export CLUSTER IMAGE_REGISTRY
+
+help: # lists the commands
+	@awk -F ':[^#]*# ' '/^[a-z0-9-]+:.*# / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: # starts a Kubernetes, the operator and a Kafka cluster of three brokers on localhost:30092; again: brings up to date
+	@e2e/cluster/up.sh
+
+down: # removes all of that; caches stay
+	@e2e/cluster/down.sh
+
+status: # shows the fleet: nodes, Kafka clusters, topics, pods, latest events
+	@e2e/cluster/status.sh
+
+kubeconfig: # prints the path of the cluster's kubeconfig
+	@echo $(MILLRACE_KUBECONFIG)
+
+build: rocksdb # compiles everything, for debugging
+	cargo build --workspace
+
+images: rocksdb # builds the images of broker and operator, as archives
+	@scripts/images.sh
+
+crds: rocksdb # writes the CRDs' YAML anew from their Rust types
+	cargo run --quiet -p millrace-operator -- crds --output-dir crds/generated
+
+test: # runs every test, from a fresh clone too; makes a cluster for it and removes it again
+	@scripts/test.sh
+
+verify: fmt lint docs deny generated scripts chart test-unit # runs what needs no cluster and changes nothing: the gate before a commit
+
+test-unit: rocksdb # runs unit, property and documentation tests
+	@scripts/cargo-test.sh unit
+
+test-clients: rocksdb clients # runs the broker's protocol tests, with real Kafka clients
+	@scripts/cargo-test.sh clients
+
+test-e2e: rocksdb clients # runs the tests on the cluster that `make up` started
+	@scripts/cargo-test.sh e2e
+
+fix: rocksdb # rewrites what verify complains about where a tool can: format, lints, generated files
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt --all
+	@$(MAKE) crds
+
+deps: # installs by apt what the machine lacks; without root it says what that is
+	@scripts/deps.sh
+
+clients: # installs the Kafka clients the tests use: kcat, three for Python, Apache Kafka's own
+	@scripts/clients.sh
+
+rocksdb: # builds RocksDB once, as a library that every build links
+	@scripts/rocksdb.sh
+
+audit: # looks the dependencies up in the advisory database, which it downloads, and lists duplicates
+	@scripts/cargo-deny.sh check advisories bans
+
+fmt: # checks the format
+	cargo fmt --all --check
+
+lint: rocksdb # clippy, with warnings as errors
+	cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
+
+docs: rocksdb # builds the documentation, with broken links as errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items --locked
+
+deny: # checks licences, sources and versions of the dependencies
+	@scripts/cargo-deny.sh --offline --log-level error check --hide-inclusion-graph licenses bans sources
+
+generated: rocksdb # checks that generated files are up to date
+	@scripts/generated.sh
+
+scripts: # checks the shell scripts
+	shellcheck .ci/run scripts/*.sh e2e/cluster/*.sh e2e/cluster/node/*.sh e2e/cluster/runc-without-sys-resource e2e/cluster/node/iptables-flavour
+
+chart: # lints the operator's chart and checks what it renders against the schemas of Kubernetes
+	@e2e/cluster/chart.sh lint
+	@e2e/cluster/chart.sh check

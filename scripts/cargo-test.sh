@@ -1,0 +1,36 @@
+#!/bin/bash
+# cargo-test.sh unit|clients|e2e: the tests that need nothing, those of the broker with real Kafka clients, those
+# on the cluster. A new file under tests/ is found by its package; none has to be named.
+. "$(dirname "$0")/env.sh"
+. "$ROOT/e2e/cluster/docker.sh"
+cd "$ROOT"
+part=$1
+
+# tests_of JQ-CONDITION: the test targets of these packages, as options
+tests_of() {
+  cargo metadata --no-deps --format-version 1 |
+    jq -r ".packages[] | select(.name | $1) | .targets[] | select(.kind == [\"test\"]) | \"--test=\" + .name"
+}
+# Always --workspace: with fewer packages some dependencies would have fewer features and compile again.
+run() { cargo test --workspace --locked --no-fail-fast "$@" 2>&1 | tee -a "$LOGS/test-$part.log"; }
+
+rm -f "$LOGS/test-$part.log"
+case $part in
+  unit)
+    mapfile -t targets < <(tests_of '. != "millrace-broker" and . != "millrace-e2e"')
+    run --lib --bins "${targets[@]}"
+    run --doc
+    ;;
+  clients)
+    mapfile -t targets < <(tests_of '. == "millrace-broker"')
+    ((${#targets[@]})) || die "no test found"
+    run "${targets[@]}"
+    ;;
+  e2e)
+    mapfile -t targets < <(tests_of '. == "millrace-e2e"')
+    ((${#targets[@]})) || die "no test found"
+    [ -s "$MILLRACE_KUBECONFIG" ] || die "no cluster: make up starts one"
+    find_docker || true # tests that stop a node speak to Docker
+    RUST_TEST_THREADS=${RUST_TEST_THREADS:-2} run "${targets[@]}"
+    ;;
+esac
