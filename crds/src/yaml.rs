@@ -2,12 +2,16 @@
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{KafkaCluster, Topic};
 
 /// The command that writes `crds/generated` anew.
 pub const REGENERATE: &str = "cargo run -p millrace-operator -- crds --output-dir crds/generated";
+
+/// Helm leaves a definition with this annotation in place when the chart is removed: with a definition go all objects of
+/// its kind.
+const KEEP: (&str, &str) = ("helm.sh/resource-policy", "keep");
 
 /// File names and contents, in the order in which they are installed.
 pub fn generated_files() -> Vec<(&'static str, String)> {
@@ -15,8 +19,9 @@ pub fn generated_files() -> Vec<(&'static str, String)> {
 }
 
 fn render(crd: &CustomResourceDefinition) -> String {
-    let yaml =
-        serde_saphyr::to_string(&unwrapped(crd)).expect("a CRD holds nothing that YAML cannot express");
+    let mut definition = unwrapped(crd);
+    definition["metadata"]["annotations"] = json!({ KEEP.0: KEEP.1 });
+    let yaml = serde_saphyr::to_string(&definition).expect("a CRD holds nothing that YAML cannot express");
     format!("# Made from the Rust types in crds/src by `{REGENERATE}`. Do not edit.\n{}\n", yaml.trim_end())
 }
 
@@ -70,7 +75,9 @@ mod tests {
     #[test]
     fn yaml_reads_back_as_the_same_definition() {
         for ((_, yaml), crd) in generated_files().into_iter().zip([KafkaCluster::crd(), Topic::crd()]) {
-            let back: serde_json::Value = serde_saphyr::from_str(&yaml).unwrap();
+            let mut back: serde_json::Value = serde_saphyr::from_str(&yaml).unwrap();
+            let annotations = back["metadata"].as_object_mut().unwrap().remove("annotations").unwrap();
+            assert_eq!(annotations, json!({ "helm.sh/resource-policy": "keep" }));
             assert_eq!(back, unwrapped(&crd));
         }
     }

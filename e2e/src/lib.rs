@@ -302,6 +302,18 @@ pub fn reachable_cluster(name: &str) -> Value {
     manifest
 }
 
+/// Waits until the brokers of a [`reachable_cluster`] answer outside: a node forwards its port a moment after Kubernetes
+/// has seen that the pod is ready, while the conditions say so at once.
+///
+/// # Errors
+/// The deadline passed; says what the client said.
+pub async fn answers_outside() -> Result<()> {
+    wait_for("the node port to answer", SOON, async || {
+        kcat(&["-b", "localhost:30109", "-L", "-m", "5"], "").await.map(drop)
+    })
+    .await
+}
+
 /// A topic of `cluster`.
 pub fn topic(name: &str, cluster: &str, spec: Value) -> Value {
     let mut manifest = json!({

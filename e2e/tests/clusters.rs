@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::api::{Patch, PatchParams};
 use millrace_crds::KafkaCluster;
 use millrace_e2e::{
-    SOON, condition, in_namespace, is_true, kcat, reachable_cluster, small_cluster, topic, wait_for,
-    written_objects,
+    SOON, answers_outside, condition, in_namespace, is_true, kcat, reachable_cluster, small_cluster, topic,
+    wait_for, written_objects,
 };
 use serde_json::json;
 
@@ -49,6 +49,7 @@ async fn a_cluster_made_again_takes_up_its_retained_volumes() {
     in_namespace("readoption", async |test| {
         test.apply(&reachable_cluster("phoenix")).await?;
         let first = test.cluster_ready("phoenix").await?.status.context("a ready cluster has a status")?;
+        answers_outside().await?;
         test.apply(&topic("kept", "phoenix", json!({"partitions": 1, "replicas": 1}))).await?;
         test.topic_ready("kept").await?;
         kcat(&["-b", "localhost:30109", "-t", "kept", "-P", "-X", "acks=all"], "precious\n").await?;
@@ -64,6 +65,7 @@ async fn a_cluster_made_again_takes_up_its_retained_volumes() {
 
         test.apply(&reachable_cluster("phoenix")).await?;
         let second = test.cluster_ready("phoenix").await?.status.context("a ready cluster has a status")?;
+        answers_outside().await?;
         ensure!(second.cluster_id == first.cluster_id, "the cluster id changed over old volumes");
         let read = kcat(&["-b", "localhost:30109", "-t", "kept", "-C", "-e", "-q"], "").await?;
         ensure!(read.trim() == "precious", "read {read:?}");

@@ -144,6 +144,7 @@ async fn what_a_topic_leaves_unset_stays_as_a_client_set_it() {
     in_namespace("topic-unset-fields", async |test| {
         test.apply(&reachable_cluster("own")).await?;
         test.cluster_ready("own").await?;
+        millrace_e2e::answers_outside().await?;
         test.apply(&topic("open", "own", json!({}))).await?;
         let made = test.topic_ready("open").await?.status.context("a ready topic has a status")?;
         ensure!(made.partitions == Some(1), "num.partitions is 1 by default: {made:?}");

@@ -80,11 +80,11 @@ pub struct FleetListener {
 /// PEM files of a listener; they are read again when they change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// Certificate chain.
+    /// Certificate chain, leaf first.
     pub certificate: PathBuf,
-    /// Private key.
+    /// Private key of the leaf.
     pub key: PathBuf,
-    /// Certificates of the authorities that peers are checked against.
+    /// Certificates of the authorities that peers' certificates may come from.
     pub ca: PathBuf,
 }
 

@@ -25,7 +25,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::metadata::ControllerError;
-use crate::metadata::controller::{ControllerRequest, ControllerResponse};
+use crate::metadata::controller::{ControllerRequest, ControllerResponse, topic_view};
 use crate::metadata::raft::BootstrapError;
 use crate::metadata::service::Member;
 
@@ -165,7 +165,7 @@ async fn topic(State(member): State<Member>, name: Name) -> Answer<TopicView> {
     let name = segment(name)?;
     let metadata = member.metadata().image();
     if let Some(topic) = metadata.topic_by_name(&name) {
-        return Ok(Json(views::topic(topic)));
+        return Ok(Json(topic_view(topic)));
     }
     // A broker that does not hear of changes must not say that something is gone.
     if member.quorum().leader.is_none() {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use millrace_management::{BrokerView, ClusterView, Identity, QuorumView, TopicOwner, TopicView, kafka_uuid};
+use millrace_management::{BrokerView, ClusterView, Identity, QuorumView, kafka_uuid};
 
-use crate::metadata::image::{BrokerId, BrokerImage, MetadataImage, NO_LEADER, PartitionImage, TopicImage};
+use crate::metadata::image::{BrokerId, BrokerImage, MetadataImage, NO_LEADER};
 use crate::metadata::raft::QuorumStatus;
 use crate::metadata::service::Member;
 
@@ -44,28 +44,6 @@ pub(super) fn cluster(image: &MetadataImage, quorum: &QuorumStatus) -> ClusterVi
         offline_partition_count: count(
             partitions().filter(|partition| partition.leader == NO_LEADER).count(),
         ),
-    }
-}
-
-pub(super) fn topic(topic: &TopicImage) -> TopicView {
-    let partitions = |matches: &dyn Fn(&PartitionImage) -> bool| {
-        let count = topic.partitions.iter().filter(|partition| matches(partition)).count();
-        i32::try_from(count).unwrap_or(i32::MAX)
-    };
-    let replicas = topic.partitions.iter().map(|partition| partition.replicas.len()).min().unwrap_or(0);
-    TopicView {
-        name: topic.name.clone(),
-        topic_id: kafka_uuid::format(topic.topic_id),
-        owner: topic.owner.as_ref().map(|owner| TopicOwner {
-            namespace: owner.namespace.clone(),
-            name: owner.name.clone(),
-            uid: owner.uid.clone(),
-        }),
-        partitions: partitions(&|_| true),
-        replicas: i16::try_from(replicas).unwrap_or(i16::MAX),
-        offline_partitions: partitions(&|partition| partition.leader == NO_LEADER),
-        under_replicated_partitions: partitions(&|partition| partition.isr.len() < partition.replicas.len()),
-        config: topic.config.clone(),
     }
 }
 
@@ -109,7 +87,8 @@ fn count(number: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metadata::image::Replica;
+    use crate::metadata::controller::topic_view;
+    use crate::metadata::image::{PartitionImage, Replica, TopicImage};
     use std::sync::Arc;
     use uuid::Uuid;
 
@@ -184,7 +163,7 @@ mod tests {
     #[test]
     fn a_topic_shows_what_is_offline_and_under_replicated() {
         let image = image();
-        let view = topic(image.topic_by_name("orders").expect("the topic is there"));
+        let view = topic_view(image.topic_by_name("orders").expect("the topic is there"));
         assert_eq!((view.partitions, view.replicas), (3, 2));
         assert_eq!((view.offline_partitions, view.under_replicated_partitions), (1, 2));
         assert_eq!(view.topic_id, kafka_uuid::format(Uuid::from_u128(5)));

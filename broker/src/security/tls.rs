@@ -20,19 +20,10 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::TlsFiles;
+
 /// How often the files are looked at.
 pub const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Where the certificates are, all in PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// Certificate chain, leaf first.
-    pub certificate: PathBuf,
-    /// Private key of the leaf.
-    pub key: PathBuf,
-    /// Certificates of the authorities that peers' certificates may come from.
-    pub ca: PathBuf,
-}
 
 /// Why certificates cannot be used.
 #[derive(Debug, thiserror::Error)]

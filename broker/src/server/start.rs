@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -136,9 +137,20 @@ pub fn pre_stop(path: &Path) -> Result<(), Failure> {
 
 fn prepare_process() -> Result<(), Failure> {
     telemetry::init(&environment).map_err(|error| Failure::configuration(chain(&error)))?;
+    raise_open_files();
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| Failure::runtime("another TLS provider is installed in this process"))
+}
+
+/// Raises the limit of open files to the most that the system allows: every partition has open files, and every client
+/// a connection. Programs are given a low limit for the sake of those that use select(2).
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, current = limit.current, "cannot raise the limit of open files");
+    }
 }
 
 fn read_config(path: &Path) -> Result<BrokerConfig, Failure> {
@@ -345,13 +357,7 @@ async fn open_volume(config: &BrokerConfig) -> Result<Volume, Failure> {
 
 fn load_tls(config: &BrokerConfig) -> Result<Option<Tls>, Failure> {
     let Some(files) = &config.fleet.tls else { return Ok(None) };
-    Tls::load(tls::TlsFiles {
-        certificate: files.certificate.clone(),
-        key: files.key.clone(),
-        ca: files.ca.clone(),
-    })
-    .map(Some)
-    .map_err(|error| Failure::configuration(chain(&error)))
+    Tls::load(files.clone()).map(Some).map_err(|error| Failure::configuration(chain(&error)))
 }
 
 async fn bind_clients(config: &BrokerConfig) -> Result<(Vec<ClientListener>, Vec<Endpoint>), Failure> {

@@ -14,7 +14,7 @@ use super::draft::Draft;
 use super::partitions::grow;
 use super::requests::ControllerResponse;
 use super::topics::{Layout, TopicError, create_topic};
-use crate::metadata::image::{NO_LEADER, TopicImage, TopicOwnerImage};
+use crate::metadata::image::{NO_LEADER, PartitionImage, TopicImage, TopicOwnerImage};
 use crate::metadata::records::{ConfigTarget, Record};
 
 /// Brings topic `name` to the wanted state, as a whole or not at all.
@@ -40,7 +40,9 @@ pub(super) fn apply(
         draft.push(record);
     }
     match draft.image().topics.get(&topic_id) {
-        Some(topic) => ControllerResponse::TopicApplied(ApplyTopicResult { changed, topic: view(topic) }),
+        Some(topic) => {
+            ControllerResponse::TopicApplied(ApplyTopicResult { changed, topic: topic_view(topic) })
+        }
         None => ControllerResponse::Refused(not_found(name)),
     }
 }
@@ -83,7 +85,7 @@ fn update(
                 "topic {:?} has {} replicas per partition, and moving to {replicas} is not supported yet; set \
                  spec.replicas back",
                 topic.name,
-                view(topic).replicas
+                topic_view(topic).replicas
             ),
         });
     }
@@ -202,8 +204,8 @@ fn refusal(error: TopicError) -> ApiError {
 }
 
 /// The topic as the management API shows it.
-pub(crate) fn view(topic: &TopicImage) -> TopicView {
-    let count = |matches: &dyn Fn(&crate::metadata::image::PartitionImage) -> bool| {
+pub(crate) fn topic_view(topic: &TopicImage) -> TopicView {
+    let count = |matches: &dyn Fn(&PartitionImage) -> bool| {
         i32::try_from(topic.partitions.iter().filter(|partition| matches(partition)).count())
             .unwrap_or(i32::MAX)
     };

@@ -29,6 +29,7 @@ use super::records::Record;
 use draft::Draft;
 
 pub use brokers::{RegisterBroker, Registered};
+pub(crate) use managed_topics::topic_view;
 pub use requests::{ControllerRequest, ControllerResponse, RequestError};
 
 /// Producer ids handed to a broker at a time, as in Kafka (KIP-730).
