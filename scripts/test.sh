@@ -13,6 +13,11 @@ part() {
   parts=$((parts + 1))
 }
 
+# tests_that passed|failed: how many the parts so far report
+tests_that() {
+  find "$LOGS" -name 'test-*.log' -exec sed -n "s/^test result: .* \([0-9]*\) $1.*/\1/p" {} + | awk '{ sum += $1 } END { print sum + 0 }'
+}
+
 close() {
   local status=$?
   trap - EXIT
@@ -22,8 +27,7 @@ close() {
   fi
   scripts/part.sh "remove the cluster" make down || status=1
   local passed failed
-  passed=$(cat "$LOGS"/test-*.log 2>/dev/null | sed -n 's/^test result: .* \([0-9]*\) passed.*/\1/p' | awk '{ sum += $1 } END { print sum + 0 }')
-  failed=$(cat "$LOGS"/test-*.log 2>/dev/null | sed -n 's/^test result: .* \([0-9]*\) failed.*/\1/p' | awk '{ sum += $1 } END { print sum + 0 }')
+  passed=$(tests_that passed) failed=$(tests_that failed)
   echo
   if ((status)); then
     echo "tests: FAILED in part \"$current\" after $((SECONDS - started)) s; $passed tests passed, $failed failed"

@@ -1,7 +1,7 @@
 //! The Kafka API: a request in, an answer out.
 //!
 //! One file per API: decode → ask the image, the controller or the replica manager → encode. [`versions`] is the table of
-//! what is served, [`errors`] maps what the layers below report to Kafka's codes. What a handler decides by itself is a
+//! what is served, `errors` maps what the layers below report to Kafka's codes. What a handler decides by itself is a
 //! plain function of image and request; only [`Api::handle`] and the calls to the controller and the replica manager
 //! wait. Knows nothing of sockets, disks and the quorum.
 
