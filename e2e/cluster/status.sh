@@ -14,4 +14,5 @@ section "Kafka clusters" get kafkaclusters --all-namespaces --output wide
 section topics get topics --all-namespaces --output wide
 section operator get pods --namespace "$OPERATOR_NAMESPACE" --output wide
 section brokers get pods --all-namespaces --selector app.kubernetes.io/managed-by=millrace-operator --output wide
-section "latest events" get events --all-namespaces --sort-by .metadata.creationTimestamp --no-headers | tail -n 15
+echo "== latest events"
+kubectl get events --all-namespaces --sort-by .metadata.creationTimestamp --no-headers | tail -n 15
