@@ -27,7 +27,7 @@ use crate::config::BrokerConfig;
 use crate::metadata::MetadataHandle;
 use crate::metrics::Metrics;
 use crate::replication::{ReplicaManager, ReplicaManagerOptions, TopicSettings};
-use crate::storage::files::{FileStore, FileStoreOptions};
+use crate::storage::journal::{JournalStore, JournalStoreOptions};
 
 const NOW_MS: i64 = 1_700_000_000_000;
 
@@ -49,8 +49,9 @@ impl Broker {
         let topic = image.topics.get_mut(&topic_id).map(Arc::make_mut).unwrap();
         topic.partitions[0].replicas[0].volume_uuid = volume_uuid;
         let metadata = MetadataHandle::fixed(image);
+        let options = JournalStoreOptions { segment_bytes: Some(1 << 20), ..Default::default() };
         let replicas = ReplicaManager::start(ReplicaManagerOptions {
-            store: Arc::new(FileStore::open(volume.path(), FileStoreOptions::default()).unwrap()),
+            store: Arc::new(JournalStore::open(volume.path(), volume_uuid, options).unwrap()),
             volume_uuid,
             images: metadata.subscribe(),
             caught_up: watch::channel(true).1,

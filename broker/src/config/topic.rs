@@ -265,8 +265,6 @@ pub struct TopicConfig {
     pub retention: Option<Duration>,
     /// `segment.bytes`.
     pub segment_bytes: usize,
-    /// `segment.ms`.
-    pub segment_age: Duration,
     /// `unclean.leader.election.enable`.
     pub unclean_leader_election: bool,
 }
@@ -315,7 +313,6 @@ pub fn resolve(
         retention_bytes: u64::try_from(number("retention.bytes")).ok(),
         retention: u64::try_from(number("retention.ms")).ok().map(Duration::from_millis),
         segment_bytes: usize::try_from(number("segment.bytes")).unwrap_or_default(),
-        segment_age: millis("segment.ms"),
         unclean_leader_election: text("unclean.leader.election.enable") == "true",
     }
 }

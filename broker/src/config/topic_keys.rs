@@ -121,7 +121,7 @@ pub(super) const TOPIC_KEYS: &[KeyDef] = &[
             Synonym { name: "log.retention.minutes", factor: MINUTES },
             Synonym { name: "log.retention.hours", factor: HOURS },
         ]),
-    KeyDef::new("segment.bytes", Int, "1073741824", "Size of a segment file; also the largest batch set of one produce request for a partition.")
+    KeyDef::new("segment.bytes", Int, "1073741824", "Largest batch set of one produce request for a partition. The record store has segments of its own.")
         .check(Check::AtLeast(1_048_576))
         .synonyms(&[same("log.segment.bytes")]),
     KeyDef::new("segment.index.bytes", Int, "10485760", "Size of a segment's index files.")
@@ -134,6 +134,7 @@ pub(super) const TOPIC_KEYS: &[KeyDef] = &[
         .no_effect_yet(SEGMENTS),
     KeyDef::new("segment.ms", Long, "604800000", "Age at which a segment is closed even if it is not full.")
         .check(Check::AtLeast(1))
+        .no_effect_yet(SEGMENTS)
         .synonyms(&[same("log.roll.ms"), Synonym { name: "log.roll.hours", factor: HOURS }]),
     KeyDef::new("unclean.leader.election.enable", Boolean, "false", "Whether a replica that is not in sync may lead when no other can, at the price of lost records.")
         .synonyms(&[same("unclean.leader.election.enable")]),

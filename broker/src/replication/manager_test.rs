@@ -8,7 +8,7 @@ use super::*;
 use crate::metadata::image::{PartitionImage, Replica};
 use crate::replication::FetchPartition;
 use crate::storage::batch::samples::{batch, batch_at, producer_batch};
-use crate::storage::files::{FileStore, FileStoreOptions};
+use crate::storage::journal::{JournalStore, JournalStoreOptions};
 use crate::storage::{LogSettings, StoredLog};
 
 const VERSION: i16 = 13;
@@ -78,8 +78,12 @@ impl Broker {
         caught_up: bool,
         settings: TopicSettings,
     ) -> Self {
-        let options = FileStoreOptions { reserve_bytes: Some(0), ..FileStoreOptions::default() };
-        let store = Arc::new(FileStore::open(volume, options).unwrap());
+        let options = JournalStoreOptions {
+            reserve_bytes: Some(0),
+            segment_bytes: Some(4 << 20),
+            ..JournalStoreOptions::default()
+        };
+        let store = Arc::new(JournalStore::open(volume, volume_uuid(), options).unwrap());
         let log_index = first.log_index;
         let images = watch::Sender::new(first);
         let caught_up = watch::Sender::new(caught_up);
@@ -582,17 +586,20 @@ async fn a_damaged_log_takes_its_partition_offline_and_no_other() {
     let volume = volume();
     let both = image(5, &[(1, &[OURS, OURS])]);
     let broker = Broker::start(volume.path(), Arc::clone(&both)).await;
-    for partition in [0, 1] {
+    for (partition, value) in [(0, b"damaged"), (1, b"healthy")] {
         for _ in 0..3 {
-            broker.produce(id(1, partition), batch(1, b"v")).await;
+            broker.produce(id(1, partition), batch(1, value)).await;
         }
     }
     broker.manager.inner.options.store.close();
-    let logs = volume.path().join("logs");
-    let segment = logs.join(format!("{}-0", topic_id(1))).join("00000000000000000000.log");
-    let mut bytes = std::fs::read(&segment).unwrap();
-    bytes[70] ^= 1;
-    std::fs::write(&segment, bytes).unwrap();
+    for file in std::fs::read_dir(volume.path().join("journal")).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(7).position(|window| window == b"damaged") {
+            bytes[at] = b'D';
+        }
+        std::fs::write(&path, bytes).unwrap();
+    }
     let broker = Broker::start(volume.path(), both).await;
     assert_eq!(broker.produce(id(1, 0), batch(1, b"v")).await.error, ErrorCode::KafkaStorageError);
     assert_eq!(broker.produce(id(1, 1), batch(1, b"v")).await.base_offset, 3);
@@ -604,10 +611,7 @@ async fn a_damaged_log_takes_its_partition_offline_and_no_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_producers_and_readers_see_every_record_once_and_in_order() {
     let volume = volume();
-    let settings = TopicSettings {
-        log: LogSettings { segment_bytes: 50_000, ..LogSettings::default() },
-        ..TopicSettings::default()
-    };
+    let settings = TopicSettings { log: LogSettings::default(), ..TopicSettings::default() };
     let broker = Broker::start_with(volume.path(), image(5, &[(1, &[OURS, OURS])]), true, settings).await;
     let producers: Vec<_> = (0..8_i64)
         .map(|number| {

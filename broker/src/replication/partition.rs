@@ -136,6 +136,7 @@ pub fn storage_code(error: &StorageError) -> ErrorCode {
         StorageError::OffsetOutOfRange { .. } => ErrorCode::OffsetOutOfRange,
         // Deleted while the request was under way.
         StorageError::Gone => ErrorCode::UnknownTopicOrPartition,
+        StorageError::TooLarge { .. } => ErrorCode::RecordListTooLarge,
         StorageError::Failed(_)
         | StorageError::Closed
         | StorageError::Full { .. }

@@ -79,7 +79,6 @@ pub fn topic_settings(config: &BrokerConfig, image: &MetadataImage, topic: &Topi
     TopicSettings {
         log: LogSettings {
             segment_bytes: u64::try_from(resolved.segment_bytes).unwrap_or(u64::MAX),
-            segment_ms: millis(resolved.segment_age),
             delete_old: resolved.delete,
             retention_ms: resolved.retention.map(millis),
             retention_bytes: resolved.retention_bytes,

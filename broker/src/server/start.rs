@@ -30,7 +30,7 @@ use crate::metadata::service::{BrokerFacts, BrokerState, Member, MetadataOptions
 use crate::metrics::Metrics;
 use crate::replication::{ReplicaManager, ReplicaManagerOptions};
 use crate::security::tls::{self, Tls};
-use crate::storage::files::{FileStore, FileStoreOptions};
+use crate::storage::journal::{JournalStore, JournalStoreOptions};
 use crate::telemetry;
 use crate::volume::Volume;
 
@@ -398,11 +398,11 @@ async fn start_replicas(
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<ReplicaManager, Failure> {
-    let store =
-        tokio::task::spawn_blocking(move || FileStore::open(&volume_path, FileStoreOptions::default()))
-            .await
-            .map_err(|error| Failure::runtime(format!("opening the logs: {error}")))?
-            .map_err(|error| Failure::runtime(chain(&error)))?;
+    let open = move || JournalStore::open(&volume_path, volume_uuid, JournalStoreOptions::default());
+    let store = tokio::task::spawn_blocking(open)
+        .await
+        .map_err(|error| Failure::runtime(format!("opening the record store: {error}")))?
+        .map_err(|error| Failure::runtime(chain(&error)))?;
     let (caught_up, is_caught_up) = watch::channel(false);
     tasks.spawn(watch_registration(metadata.handle(), metadata.broker_state(), caught_up, stop.clone()));
     let (settings_config, handle) = (Arc::clone(config), metadata.handle());

@@ -29,6 +29,11 @@ pub struct EpochCache {
 }
 
 impl EpochCache {
+    /// Entries as [`entries`](Self::entries) returned them.
+    pub fn from_entries(entries: Vec<EpochStart>) -> Self {
+        Self { entries }
+    }
+
     /// Enters that `leader_epoch` starts at `start_offset`; ignored when that epoch or a later one is known.
     pub fn begin(&mut self, leader_epoch: i32, start_offset: i64) {
         if leader_epoch < 0 || self.latest().is_some_and(|latest| latest >= leader_epoch) {

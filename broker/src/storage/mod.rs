@@ -15,11 +15,11 @@
 //!   dropped the pages of the first try.
 //! - What is found broken on disk is reported, never skipped, except the cut-off last write of a crash.
 //!
-//! [`files`] is the implementation there is: one directory of segment files per partition.
+//! [`journal`] is the implementation: one journal for all logs of a volume.
 
 pub mod batch;
 pub mod epochs;
-pub mod files;
+pub mod journal;
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -50,10 +50,8 @@ pub enum Durability {
 /// Settings of one log; they may change while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogSettings {
-    /// Size after which a new segment is begun (`segment.bytes`).
+    /// Most bytes of one append, which are one batch (`segment.bytes`, P4).
     pub segment_bytes: u64,
-    /// Age in milliseconds after which a new segment is begun (`segment.ms`).
-    pub segment_ms: i64,
     /// Whether old records are deleted at all (`cleanup.policy` names `delete`).
     pub delete_old: bool,
     /// Age in milliseconds after which records are deleted (`retention.ms`); `None` keeps them.
@@ -68,7 +66,6 @@ impl Default for LogSettings {
     fn default() -> Self {
         Self {
             segment_bytes: 1 << 30,
-            segment_ms: 7 * 24 * 3_600_000,
             delete_old: true,
             retention_ms: Some(7 * 24 * 3_600_000),
             retention_bytes: None,
@@ -193,6 +190,14 @@ pub enum StorageError {
         base_offset: i64,
         /// Log end offset.
         log_end: i64,
+    },
+    /// A batch that no segment can hold.
+    #[error("a batch of {size} bytes does not fit into a segment of the journal, which takes {limit}")]
+    TooLarge {
+        /// Bytes of the batch.
+        size: usize,
+        /// Most bytes of a batch.
+        limit: usize,
     },
     /// Stored bytes are not what was written, and it is not the cut-off end of a crash.
     #[error("{} is damaged at byte {position}: {problem}", path.display())]

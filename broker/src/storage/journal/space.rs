@@ -28,6 +28,7 @@ pub(super) struct FreeSpace {
     path: PathBuf,
     disk: Arc<dyn Disk>,
     reserve: Option<u64>,
+    least: u64,
     state: Mutex<State>,
 }
 
@@ -40,14 +41,14 @@ struct State {
 }
 
 impl FreeSpace {
-    /// `reserve` replaces the computed reserve.
-    pub(super) fn new(path: PathBuf, disk: Arc<dyn Disk>, reserve: Option<u64>) -> Self {
+    /// `reserve` replaces the computed reserve, which is at least `least`.
+    pub(super) fn new(path: PathBuf, disk: Arc<dyn Disk>, reserve: Option<u64>, least: u64) -> Self {
         let state = Mutex::new(State { free: 0, reserve: 0, looked: None, admitted: 0 });
-        Self { path, disk, reserve, state }
+        Self { path, disk, reserve, least, state }
     }
 
-    /// Takes `bytes` from what is free, or refuses.
-    pub(super) fn take(&self, bytes: u64) -> Result<(), StorageError> {
+    /// Takes `bytes` from what is free, or refuses. `reusable` is what the store has set aside for itself.
+    pub(super) fn take(&self, bytes: u64, reusable: impl FnOnce() -> u64) -> Result<(), StorageError> {
         let mut state = self.state.lock();
         let full = state.free.saturating_sub(bytes) < state.reserve;
         let due = state.looked.is_none_or(|at| {
@@ -60,9 +61,10 @@ impl FreeSpace {
                 path: self.path.clone(),
                 source,
             })?;
-            state.free = space.free;
-            state.reserve =
-                self.reserve.unwrap_or_else(|| (space.total / 50).clamp(RESERVE_BOUNDS.0, RESERVE_BOUNDS.1));
+            state.free = space.free + reusable();
+            state.reserve = self.reserve.unwrap_or_else(|| {
+                (space.total / 50).clamp(RESERVE_BOUNDS.0, RESERVE_BOUNDS.1).max(self.least)
+            });
             state.looked = Some(Instant::now());
             state.admitted = 0;
         }

@@ -1,0 +1,154 @@
+//! What the journal asks of the operating system.
+//!
+//! A trait, so that tests can let a write or a sync fail, fill the volume, or lose what was not synced; [`OsDisk`] is
+//! the real one. Positions and lengths of reads and writes are multiples of [`BLOCK`], and so are the addresses of
+//! the memory they use, as direct I/O demands (open(2), `O_DIRECT`).
+
+use std::fmt::Debug;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
+
+/// Unit of reads and writes, bytes.
+pub const BLOCK: usize = 4096;
+
+/// Files of a volume.
+pub trait Disk: Send + Sync + Debug {
+    /// Files in a directory, which is made if it does not exist; in no order.
+    fn files(&self, directory: &Path) -> io::Result<Vec<PathBuf>>;
+
+    /// Opens a file that exists.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Makes a file of `length` bytes whose space is there for good, and makes its directory entry durable.
+    fn create(&self, path: &Path, length: u64) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Deletes a file.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Free and total bytes of the volume that holds `path`, as far as this process may use them.
+    fn space(&self, path: &Path) -> io::Result<Space>;
+}
+
+/// An open file; its length does not change.
+pub trait DiskFile: Send + Sync + Debug {
+    /// Length in bytes.
+    fn length(&self) -> u64;
+
+    /// Fills `buffer` from `position`, which lies within the file with all of the buffer.
+    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<()>;
+
+    /// Writes all of `bytes` at `position`.
+    fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<()>;
+
+    /// Makes what was written durable (`fdatasync`). After an error nothing is known about it, for good.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// Space of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that may still be written.
+    pub free: u64,
+    /// Size of the volume.
+    pub total: u64,
+}
+
+/// The operating system's disk. Bypasses the page cache where the file system allows it, which is said once if not.
+#[derive(Debug, Default)]
+pub struct OsDisk {
+    buffered: AtomicBool,
+}
+
+#[derive(Debug)]
+struct OsFile {
+    file: File,
+    length: u64,
+}
+
+impl OsDisk {
+    fn open_with(&self, options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+        if !self.buffered.load(Ordering::Relaxed) {
+            let flags = i32::try_from(OFlags::DIRECT.bits()).expect("flags of open(2) are an int");
+            match options.custom_flags(flags).open(path) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    if !self.buffered.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(
+                            path = %path.display(),
+                            "the file system refuses direct I/O; the journal goes through the page cache"
+                        );
+                    }
+                }
+                opened => return opened,
+            }
+        }
+        options.custom_flags(0).open(path)
+    }
+}
+
+impl Disk for OsDisk {
+    fn files(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
+        if !directory.exists() {
+            fs::create_dir_all(directory)?;
+            if let Some(parent) = directory.parent() {
+                File::open(parent)?.sync_all()?;
+            }
+        }
+        fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect()
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self.open_with(OpenOptions::new().read(true).write(true), path)?;
+        let length = file.metadata()?.len();
+        Ok(Arc::new(OsFile { file, length }))
+    }
+
+    fn create(&self, path: &Path, length: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self.open_with(OpenOptions::new().read(true).write(true).create_new(true), path)?;
+        if let Err(error) = fallocate(&file, FallocateFlags::empty(), 0, length) {
+            // A file of the wrong length must not stay. If it cannot go either, the next start takes it away.
+            let _ = fs::remove_file(path);
+            return Err(error.into());
+        }
+        file.sync_all()?;
+        if let Some(directory) = path.parent() {
+            File::open(directory)?.sync_all()?;
+        }
+        Ok(Arc::new(OsFile { file, length }))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let stat = rustix::fs::statvfs(path)?;
+        Ok(Space {
+            free: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+        })
+    }
+}
+
+impl DiskFile for OsFile {
+    fn length(&self) -> u64 {
+        self.length
+    }
+
+    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, position)
+    }
+
+    fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, position)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}

@@ -1,0 +1,406 @@
+//! Format of the journal: frames, each of which is one write.
+//!
+//! ```text
+//! header (80 bytes) | table: one entry per change | record batches, in the order of the table | zeros up to a block
+//! ```
+//!
+//! Header, big-endian:
+//!
+//! | at | field |
+//! |---|---|
+//! | 0 | `"MRJF"` |
+//! | 4 | format version, u16 |
+//! | 6 | zero, u16 |
+//! | 8 | uuid of the volume |
+//! | 24 | segment: sequence of its first frame, u64 |
+//! | 32 | sequence of this frame, u64; never used twice on a volume |
+//! | 40 | sequence of the frame before, u64; 0 for the first of a volume |
+//! | 48 | sequence up to which everything had been synced when this was written, u64 |
+//! | 56 | bytes of header, table and batches, u32 |
+//! | 60 | bytes of the table, u32 |
+//! | 64 | entries of the table, u32 |
+//! | 68 | zero, u32 |
+//! | 72 | CRC32C of table and batches, u32 |
+//! | 76 | CRC32C of the 76 bytes before, u32 |
+//!
+//! A segment that is used again still holds frames of its former life: sequence, predecessor and segment tell them
+//! from new ones.
+
+use bytes::{Buf, BufMut};
+use uuid::Uuid;
+
+use crate::metadata::image::TopicIdPartition;
+use crate::storage::batch::crc32c;
+
+/// Length of a frame's header in bytes.
+pub(super) const HEADER_LEN: usize = 80;
+const MAGIC: &[u8; 4] = b"MRJF";
+const VERSION: u16 = 1;
+
+/// Longest entry of a table in bytes.
+pub(super) const MAX_ENTRY_LEN: usize = 96;
+
+/// The fixed part of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FrameHeader {
+    pub(super) volume: Uuid,
+    /// Sequence of the first frame of the segment.
+    pub(super) segment: u64,
+    pub(super) sequence: u64,
+    /// Sequence of the frame before; 0 for the very first.
+    pub(super) previous: u64,
+    /// Everything up to this sequence had been synced before this frame was written.
+    pub(super) synced: u64,
+    /// Bytes of header, table and batches.
+    pub(super) length: u32,
+    pub(super) table_length: u32,
+    pub(super) entries: u32,
+    body_crc: u32,
+}
+
+/// Consecutive batches of one log, side by side in a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) base_offset: i64,
+    pub(super) last_offset: i64,
+    /// Largest timestamp in the run, -1 if there is none.
+    pub(super) max_timestamp: i64,
+    /// Largest timestamp in the log up to and with the run.
+    pub(super) running_max_timestamp: i64,
+    /// When it was written, ms since 1970: the age of records without a timestamp.
+    pub(super) written_ms: i64,
+    /// Bytes of the log before this run, also those deleted since.
+    pub(super) log_position: u64,
+    pub(super) leader_epoch: i32,
+    /// Bytes.
+    pub(super) length: u32,
+}
+
+impl Run {
+    /// First offset after the run.
+    pub(super) fn next_offset(&self) -> i64 {
+        self.last_offset + 1
+    }
+}
+
+/// A change of one log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// Batches at the end of the log. Their bytes follow the table.
+    Append(TopicIdPartition, Run),
+    /// The same batches in a new place. Their bytes follow the table.
+    Move(TopicIdPartition, Run),
+    /// Everything from the offset on is gone. A run that is cut becomes the one given.
+    Truncate(TopicIdPartition, i64, Option<Run>),
+    /// Everything below the offset is gone.
+    LogStart(TopicIdPartition, i64),
+    /// The log is gone.
+    Delete(TopicIdPartition),
+}
+
+impl Entry {
+    /// Whose log it is.
+    pub(super) fn partition(&self) -> TopicIdPartition {
+        match self {
+            Self::Append(partition, _)
+            | Self::Move(partition, _)
+            | Self::Truncate(partition, ..)
+            | Self::LogStart(partition, _)
+            | Self::Delete(partition) => *partition,
+        }
+    }
+
+    /// Bytes of batches that belong to it.
+    pub(super) fn data_length(&self) -> u32 {
+        match self {
+            Self::Append(_, run) | Self::Move(_, run) => run.length,
+            Self::Truncate(..) | Self::LogStart(..) | Self::Delete(_) => 0,
+        }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        let kind = match self {
+            Self::Append(..) => 1,
+            Self::Move(..) => 2,
+            Self::Truncate(..) => 3,
+            Self::LogStart(..) => 4,
+            Self::Delete(_) => 5,
+        };
+        let partition = self.partition();
+        out.put_u8(kind);
+        out.put_slice(partition.topic_id.as_bytes());
+        out.put_i32(partition.partition);
+        match self {
+            Self::Append(_, run) | Self::Move(_, run) => run.encode(out),
+            Self::Truncate(_, end_offset, last) => {
+                out.put_i64(*end_offset);
+                out.put_u8(u8::from(last.is_some()));
+                if let Some(last) = last {
+                    last.encode(out);
+                }
+            }
+            Self::LogStart(_, offset) => out.put_i64(*offset),
+            Self::Delete(_) => {}
+        }
+    }
+
+    fn decode(from: &mut &[u8]) -> Option<Self> {
+        let kind = from.try_get_u8().ok()?;
+        let mut topic_id = [0; 16];
+        from.try_copy_to_slice(&mut topic_id).ok()?;
+        let topic_id = Uuid::from_bytes(topic_id);
+        let partition = TopicIdPartition { topic_id, partition: from.try_get_i32().ok()? };
+        Some(match kind {
+            1 => Self::Append(partition, Run::decode(from)?),
+            2 => Self::Move(partition, Run::decode(from)?),
+            3 => {
+                let end_offset = from.try_get_i64().ok()?;
+                let last = if from.try_get_u8().ok()? != 0 { Some(Run::decode(from)?) } else { None };
+                Self::Truncate(partition, end_offset, last)
+            }
+            4 => Self::LogStart(partition, from.try_get_i64().ok()?),
+            5 => Self::Delete(partition),
+            _ => return None,
+        })
+    }
+}
+
+impl Run {
+    /// Bytes of an encoded run.
+    pub(super) const LEN: usize = 56;
+
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        out.put_i64(self.base_offset);
+        out.put_i64(self.last_offset);
+        out.put_i64(self.max_timestamp);
+        out.put_i64(self.running_max_timestamp);
+        out.put_i64(self.written_ms);
+        out.put_u64(self.log_position);
+        out.put_i32(self.leader_epoch);
+        out.put_u32(self.length);
+    }
+
+    pub(super) fn decode(from: &mut &[u8]) -> Option<Self> {
+        Some(Self {
+            base_offset: from.try_get_i64().ok()?,
+            last_offset: from.try_get_i64().ok()?,
+            max_timestamp: from.try_get_i64().ok()?,
+            running_max_timestamp: from.try_get_i64().ok()?,
+            written_ms: from.try_get_i64().ok()?,
+            log_position: from.try_get_u64().ok()?,
+            leader_epoch: from.try_get_i32().ok()?,
+            length: from.try_get_u32().ok()?,
+        })
+    }
+}
+
+/// Encodes the table of a frame into `out`.
+pub(super) fn encode_table(entries: &[Entry], out: &mut Vec<u8>) {
+    out.clear();
+    entries.iter().for_each(|entry| entry.encode(out));
+}
+
+impl FrameHeader {
+    /// Completes a frame: `frame` holds table and batches from [`HEADER_LEN`] on and ends with them.
+    #[expect(clippy::too_many_arguments, reason = "these are the fields of the header")]
+    pub(super) fn seal(
+        frame: &mut [u8],
+        volume: Uuid,
+        segment: u64,
+        sequence: u64,
+        previous: u64,
+        synced: u64,
+        table_length: usize,
+        entries: usize,
+    ) {
+        let length = |value: usize| u32::try_from(value).expect("a frame has less than 4 GiB");
+        let frame_length = length(frame.len());
+        let (header, body) = frame.split_at_mut(HEADER_LEN);
+        let body_crc = crc32c(body);
+        let mut out = &mut header[..];
+        out.put_slice(MAGIC);
+        out.put_u16(VERSION);
+        out.put_u16(0);
+        out.put_slice(volume.as_bytes());
+        out.put_u64(segment);
+        out.put_u64(sequence);
+        out.put_u64(previous);
+        out.put_u64(synced);
+        out.put_u32(frame_length);
+        out.put_u32(length(table_length));
+        out.put_u32(length(entries));
+        out.put_u32(0);
+        out.put_u32(body_crc);
+        let crc = crc32c(&header[..HEADER_LEN - 4]);
+        header[HEADER_LEN - 4..].copy_from_slice(&crc.to_be_bytes());
+    }
+
+    /// Reads a header; `None` if the bytes are not one of a version that is known here.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..HEADER_LEN)?;
+        let (fields, crc) = bytes.split_at(HEADER_LEN - 4);
+        if u32::from_be_bytes(crc.try_into().ok()?) != crc32c(fields) {
+            return None;
+        }
+        let mut from = fields.strip_prefix(MAGIC)?;
+        if from.try_get_u16().ok()? != VERSION {
+            return None;
+        }
+        from.advance(2);
+        let mut volume = [0; 16];
+        from.try_copy_to_slice(&mut volume).ok()?;
+        let (segment, sequence) = (from.try_get_u64().ok()?, from.try_get_u64().ok()?);
+        let (previous, synced) = (from.try_get_u64().ok()?, from.try_get_u64().ok()?);
+        let (length, table_length) = (from.try_get_u32().ok()?, from.try_get_u32().ok()?);
+        let entries = from.try_get_u32().ok()?;
+        from.advance(4);
+        let body_crc = from.try_get_u32().ok()?;
+        let fits = HEADER_LEN as u64 + u64::from(table_length) <= u64::from(length);
+        fits.then_some(Self {
+            volume: Uuid::from_bytes(volume),
+            segment,
+            sequence,
+            previous,
+            synced,
+            length,
+            table_length,
+            entries,
+            body_crc,
+        })
+    }
+
+    /// Entries of a whole frame, each with the position of its batches within the frame; `None` if table or batches
+    /// are not what was written.
+    pub(super) fn entries(&self, frame: &[u8]) -> Option<Vec<(Entry, u32)>> {
+        let body = frame.get(HEADER_LEN..self.length as usize)?;
+        if crc32c(body) != self.body_crc {
+            return None;
+        }
+        let (mut table, data) = body.split_at_checked(self.table_length as usize)?;
+        let mut position = u32::try_from(HEADER_LEN).ok()?.checked_add(self.table_length)?;
+        let mut left = data.len();
+        let mut entries = Vec::new();
+        for _ in 0..self.entries {
+            let entry = Entry::decode(&mut table)?;
+            left = left.checked_sub(entry.data_length() as usize)?;
+            entries.push((entry, position));
+            position = position.checked_add(entry.data_length())?;
+        }
+        (table.is_empty() && left == 0).then_some(entries)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn partition() -> impl Strategy<Value = TopicIdPartition> {
+        (any::<u128>(), 0..i32::MAX)
+            .prop_map(|(id, partition)| TopicIdPartition { topic_id: Uuid::from_u128(id), partition })
+    }
+
+    fn run(length: impl Strategy<Value = u32>) -> impl Strategy<Value = Run> {
+        (any::<[i64; 5]>(), any::<u64>(), any::<i32>(), length).prop_map(
+            |(numbers, log_position, leader_epoch, length)| Run {
+                base_offset: numbers[0],
+                last_offset: numbers[1],
+                max_timestamp: numbers[2],
+                running_max_timestamp: numbers[3],
+                written_ms: numbers[4],
+                log_position,
+                leader_epoch,
+                length,
+            },
+        )
+    }
+
+    fn entry() -> impl Strategy<Value = Entry> {
+        prop_oneof![
+            (partition(), run(0..200_u32)).prop_map(|(partition, run)| Entry::Append(partition, run)),
+            (partition(), run(0..200_u32)).prop_map(|(partition, run)| Entry::Move(partition, run)),
+            (partition(), any::<i64>(), proptest::option::of(run(any::<u32>())))
+                .prop_map(|(partition, end, last)| Entry::Truncate(partition, end, last)),
+            (partition(), any::<i64>()).prop_map(|(partition, offset)| Entry::LogStart(partition, offset)),
+            partition().prop_map(Entry::Delete),
+        ]
+    }
+
+    pub(super) fn frame(entries: &[Entry]) -> Vec<u8> {
+        let mut table = Vec::new();
+        encode_table(entries, &mut table);
+        let data: usize = entries.iter().map(|entry| entry.data_length() as usize).sum();
+        let mut frame = vec![0; HEADER_LEN];
+        frame.extend_from_slice(&table);
+        frame.extend((0..data).map(|at| u8::try_from(at % 251).unwrap()));
+        FrameHeader::seal(&mut frame, Uuid::from_u128(3), 5, 9, 8, 7, table.len(), entries.len());
+        frame
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_sealed_is_read_back(entries in proptest::collection::vec(entry(), 0..20)) {
+            let frame = frame(&entries);
+            let header = FrameHeader::decode(&frame).unwrap();
+            prop_assert_eq!((header.segment, header.sequence, header.previous, header.synced), (5, 9, 8, 7));
+            let read = header.entries(&frame).unwrap();
+            prop_assert_eq!(read.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(), entries);
+            let mut position = HEADER_LEN + header.table_length as usize;
+            for (entry, at) in read {
+                prop_assert_eq!(at as usize, position);
+                position += entry.data_length() as usize;
+            }
+            prop_assert_eq!(position, frame.len());
+        }
+
+        #[test]
+        fn a_flipped_bit_is_noticed(entries in proptest::collection::vec(entry(), 1..5), at in any::<prop::sample::Index>(), bit in 0..8) {
+            let mut frame = frame(&entries);
+            let at = at.index(frame.len());
+            frame[at] ^= 1_u8 << bit;
+            let read = FrameHeader::decode(&frame).and_then(|header| header.entries(&frame));
+            prop_assert_eq!(read, None);
+        }
+
+        #[test]
+        fn any_bytes_are_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert_eq!(FrameHeader::decode(&bytes), None);
+            let _ = Entry::decode(&mut bytes.as_slice());
+        }
+    }
+
+    #[test]
+    fn an_entry_is_no_longer_than_said() {
+        let partition = TopicIdPartition { topic_id: Uuid::nil(), partition: 0 };
+        let run = Run::decode(&mut [0; Run::LEN].as_slice()).unwrap();
+        let mut out = Vec::new();
+        Entry::Truncate(partition, 0, Some(run)).encode(&mut out);
+        assert!(out.len() <= MAX_ENTRY_LEN, "{}", out.len());
+    }
+
+    /// The bytes of format version 1, so that a change of the layout without a new version is noticed.
+    #[test]
+    fn format_version_1_is_stable() {
+        let partition = TopicIdPartition { topic_id: Uuid::from_u128(1), partition: 2 };
+        let run = Run {
+            base_offset: 10,
+            last_offset: 12,
+            max_timestamp: 99,
+            running_max_timestamp: 100,
+            written_ms: 101,
+            log_position: 4_000,
+            leader_epoch: 3,
+            length: 16,
+        };
+        let entries = [
+            Entry::Append(partition, run),
+            Entry::Truncate(partition, 11, Some(run)),
+            Entry::LogStart(partition, 10),
+            Entry::Delete(partition),
+        ];
+        let frame = frame(&entries);
+        assert_eq!(crc32c(&frame), 0x68e8_62a0, "{:#x}", crc32c(&frame));
+    }
+}

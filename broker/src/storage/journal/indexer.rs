@@ -1,0 +1,120 @@
+//! The thread that keeps the index: it enters what has been synced, lets go of memory, and finds segments that can be
+//! used again.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use super::Shared;
+use super::index::{Changes, Placed};
+use super::keys::Position;
+use super::rewrite::Usage;
+use super::writer::Reply;
+use crate::storage::{CheckpointEntry, StorageError, StoreFailure};
+
+/// Frames that may wait to be indexed; then the writer waits.
+const MAX_WAITING: usize = 256;
+
+/// Journal bytes that the index on disk may lag behind: what a start after a crash has to replay.
+const MAX_REPLAY_BYTES: u64 = 384 << 20;
+
+/// What the indexer can be told to do.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Enter the entries of a synced frame.
+    Frame { entries: Vec<Placed>, position: Position },
+    /// Everything told before is done.
+    Answer(Reply),
+    /// Keep this about logs, each with the metadata index at which it existed, and make the index durable.
+    Checkpoint { entries: Vec<(CheckpointEntry, u64)>, reply: Reply },
+    /// Nothing follows: note that the journal ended in good order, and which sequence comes next.
+    End { next: u64 },
+}
+
+/// Starts the indexer; the index on the disk is at `flushed`. It ends when nobody can tell it anything any more.
+pub(super) fn spawn(
+    shared: Arc<Shared>,
+    changes: Changes,
+    flushed: Position,
+) -> io::Result<(SyncSender<Work>, JoinHandle<()>)> {
+    let (sender, work) = sync_channel(MAX_WAITING);
+    let thread = thread::Builder::new().name("journal-indexer".to_owned()).spawn(move || {
+        let indexer = Indexer { flushed, since_flush: 0, changes, shared: Arc::clone(&shared) };
+        let outcome = catch_unwind(AssertUnwindSafe(|| indexer.run(&work)));
+        let reason = match outcome {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_panic) => "the indexer thread panicked".to_owned(),
+        };
+        shared.fail(StoreFailure { path: shared.index_path.clone(), doing: "indexing", reason });
+        // The writer must not wait for room that never comes.
+        while work.recv().is_ok() {}
+    })?;
+    Ok((sender, thread))
+}
+
+struct Indexer {
+    shared: Arc<Shared>,
+    changes: Changes,
+    /// Position up to which the index is on the disk.
+    flushed: Position,
+    since_flush: u64,
+}
+
+impl Indexer {
+    fn run(mut self, work: &Receiver<Work>) -> Result<(), StorageError> {
+        self.retire();
+        while let Ok(work) = work.recv() {
+            match work {
+                Work::Frame { entries, position } => {
+                    let bytes: u64 = entries.iter().map(|placed| u64::from(placed.entry.data_length())).sum();
+                    self.shared.index.apply(&mut self.changes, &entries, position)?;
+                    self.shared.tail.indexed(position.sequence, &self.shared.pool);
+                    self.since_flush += bytes;
+                    if self.since_flush > MAX_REPLAY_BYTES {
+                        self.flush()?;
+                    }
+                }
+                Work::Answer(reply) => answer(&reply),
+                Work::Checkpoint { entries, reply } => {
+                    let kept =
+                        entries.into_iter().map(|(entry, known_at)| (entry.partition, entry.state, known_at));
+                    self.shared.index.keep(&mut self.changes, kept)?;
+                    self.flush()?;
+                    answer(&reply);
+                }
+                Work::End { next } => self.shared.index.end_at(self.changes.position, next)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), StorageError> {
+        let position = self.changes.position;
+        self.shared.index.flush()?;
+        (self.flushed, self.since_flush) = (position, 0);
+        self.retire();
+        Ok(())
+    }
+
+    /// Lets segments be used again that hold nothing, now and in every state that the index can come back to, and says
+    /// what is left in the others.
+    fn retire(&self) {
+        let live = &self.changes.live;
+        let before = self.flushed.segment;
+        self.shared.segments.retire(|id| id < before && !live.contains_key(&id));
+        let full = self.shared.segments.lengths().into_iter().filter(|(segment, _)| *segment < before);
+        let usage = full.map(|(segment, length)| {
+            let live = live.get(&segment).copied().unwrap_or_default();
+            Usage { segment, length, live }
+        });
+        *self.shared.usage.lock() = usage.collect();
+    }
+}
+
+fn answer(reply: &Reply) {
+    // Whoever asked may have gone away: then nobody needs the answer.
+    let _ = reply.send(Ok(()));
+}

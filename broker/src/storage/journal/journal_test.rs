@@ -1,0 +1,710 @@
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command as Process, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use millrace_protocol::records::BatchHeader;
+use proptest::prelude::*;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::sim_disk::SimDisk;
+use super::*;
+use crate::storage::batch::parse_header;
+use crate::storage::batch::samples::batch;
+use crate::storage::conformance::{
+    self, Opened, Volume, conformance_tests, kept_for_ever, open, partition, try_open,
+};
+use crate::storage::{AppendBatch, Durability, ReadRange};
+
+const VOLUME: Uuid = Uuid::from_u128(7);
+
+struct Directory {
+    directory: TempDir,
+    options: JournalStoreOptions,
+}
+
+impl Directory {
+    fn new(options: JournalStoreOptions) -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), options }
+    }
+
+    /// A volume whose journal is on a simulated disk; the index is on the real one.
+    fn simulated(options: JournalStoreOptions) -> (Self, SimDisk) {
+        let disk = SimDisk::new();
+        let options = JournalStoreOptions { disk: Arc::new(disk.clone()), ..options };
+        (Self::new(options), disk)
+    }
+
+    fn try_open(&self) -> Result<JournalStore, StorageError> {
+        JournalStore::open(self.directory.path(), VOLUME, self.options.clone())
+    }
+
+    /// The index as a crash would leave it now: without what is only in memory.
+    fn index_on_disk(&self) -> TempDir {
+        loop {
+            let copy = tempfile::tempdir().unwrap();
+            // A file that is replaced meanwhile makes the copy useless.
+            if copy_files(&self.directory.path().join("index"), copy.path()).is_ok() {
+                return copy;
+            }
+        }
+    }
+
+    fn replace_index(&self, copy: &TempDir) {
+        let path = self.directory.path().join("index");
+        fs::remove_dir_all(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        copy_files(copy.path(), &path).unwrap();
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let path = entry?.path();
+        fs::copy(&path, to.join(path.file_name().unwrap()))?;
+    }
+    Ok(())
+}
+
+impl Volume for Directory {
+    fn open(&self) -> Arc<dyn LogStore> {
+        Arc::new(self.try_open().unwrap())
+    }
+}
+
+fn options() -> JournalStoreOptions {
+    JournalStoreOptions { reserve_bytes: Some(0), segment_bytes: Some(1 << 20), ..Default::default() }
+}
+
+mod with_defaults {
+    use super::*;
+    conformance_tests!(Directory::new(options()));
+}
+
+mod without_tail_cache_and_with_short_segments {
+    use super::*;
+    conformance_tests!(Directory::new(JournalStoreOptions {
+        tail_cache_bytes: 0,
+        segment_bytes: Some(32 << 10),
+        ..options()
+    }));
+}
+
+mod on_a_simulated_disk {
+    use super::*;
+    conformance_tests!(Directory::simulated(options()).0);
+}
+
+fn expect_poisoned(store: &Arc<dyn LogStore>, log: &Opened, doing: &str) {
+    let end = log.queue(&batch(1, b"lost"), 0).unwrap();
+    assert!(!log.ends.wait(end), "acknowledged although {doing} failed");
+    let failure = store.failure().borrow().clone().unwrap();
+    assert_eq!(failure.doing, doing);
+    assert!(matches!(log.queue(&batch(1, b"refused"), 0), Err(StorageError::Failed(_))));
+    assert!(matches!(store.checkpoint(Vec::new(), 1), Err(StorageError::Failed(_))));
+    assert_eq!(log.log.ends().durable_end, 3, "the durable end does not move any more");
+    assert_eq!(log.read_all(0).len(), 1, "what was durable can still be read");
+}
+
+#[test]
+fn a_failed_sync_stops_the_store_and_is_never_tried_again() {
+    let (volume, disk) = Directory::simulated(options());
+    let store = volume.open();
+    let log = open(&store, LogSettings::default());
+    log.append(&[batch(3, b"kept")], 0);
+    disk.faults().fail_syncs.store(true, Ordering::SeqCst);
+    expect_poisoned(&store, &log, "syncing");
+    let syncs = disk.faults().syncs.load(Ordering::SeqCst);
+    disk.faults().fail_syncs.store(false, Ordering::SeqCst);
+    store.close();
+    assert_eq!(disk.faults().syncs.load(Ordering::SeqCst), syncs);
+    assert!(open(&volume.open(), LogSettings::default()).log.ends().log_end >= 3);
+}
+
+#[test]
+fn a_failed_write_stops_the_store_and_a_restart_passes_over_its_half() {
+    let (volume, disk) = Directory::simulated(options());
+    let store = volume.open();
+    let log = open(&store, LogSettings::default());
+    log.append(&[batch(3, b"kept")], 0);
+    disk.faults().fail_writes.store(true, Ordering::SeqCst);
+    // Large enough that half of it is not all of it.
+    let end = log.queue(&batch(1, &[1; 30_000]), 0).unwrap();
+    assert!(!log.ends.wait(end));
+    assert_eq!(store.failure().borrow().clone().unwrap().doing, "writing");
+    disk.faults().fail_writes.store(false, Ordering::SeqCst);
+    store.close();
+    let reopened = open(&volume.open(), LogSettings::default());
+    assert_eq!(reopened.log.ends().log_end, 3);
+    reopened.append(&[batch(1, b"on it goes")], 0);
+    assert_eq!(reopened.read_all(0).len(), 2);
+}
+
+#[test]
+fn a_full_volume_refuses_appends_until_there_is_space_again() {
+    let (volume, disk) =
+        Directory::simulated(JournalStoreOptions { reserve_bytes: Some(10_000), ..options() });
+    let store = volume.open();
+    let log = open(&store, LogSettings::default());
+    disk.faults().free.store(10_050, Ordering::SeqCst);
+    let refused = log.queue(&batch(1, &[0; 500]), 0).unwrap_err();
+    assert!(matches!(refused, StorageError::Full { free: 10_050, reserve: 10_000, .. }), "{refused}");
+    assert!(refused.to_string().contains("enlarge the volume"), "{refused}");
+    assert!(store.failure().borrow().is_none(), "nothing is broken");
+    disk.faults().free.store(1 << 30, Ordering::SeqCst);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while log.queue(&batch(1, &[0; 500]), 0).is_err() {
+        assert!(Instant::now() < deadline, "appends are still refused");
+        std::thread::yield_now();
+    }
+    assert!(log.ends.wait(1));
+}
+
+#[test]
+fn a_batch_that_no_segment_holds_is_refused_and_nothing_else() {
+    let volume = Directory::new(JournalStoreOptions { segment_bytes: Some(64 << 10), ..options() });
+    let log = open(&volume.open(), LogSettings::default());
+    let refused = log.queue(&batch(1, &[0; 70_000]), 0).unwrap_err();
+    assert!(matches!(refused, StorageError::TooLarge { .. }), "{refused}");
+    log.append(&[batch(1, &[0; 50_000]), batch(1, &[0; 50_000])], 0);
+    assert_eq!(log.read_all(0).len(), 2);
+}
+
+#[test]
+fn a_request_larger_than_the_queue_is_admitted_alone() {
+    let volume = Directory::new(JournalStoreOptions { max_queued_bytes: 1_000, ..options() });
+    let log = open(&volume.open(), LogSettings::default());
+    log.append(&[batch(1, &[0; 5_000])], 0);
+}
+
+#[test]
+fn appends_queued_together_share_one_write_and_one_sync() {
+    let (volume, disk) = Directory::simulated(options());
+    let store = volume.open();
+    let logs: Vec<_> =
+        (0..100).map(|number| try_open(&store, number, LogSettings::default()).unwrap()).collect();
+    let before = (disk.faults().writes.load(Ordering::SeqCst), disk.faults().syncs.load(Ordering::SeqCst));
+    let ends: Vec<_> = logs.iter().map(|log| log.queue(&batch(1, &[0; 1_000]), 0).unwrap()).collect();
+    for (log, end) in logs.iter().zip(ends) {
+        assert!(log.ends.wait(end));
+    }
+    let writes = disk.faults().writes.load(Ordering::SeqCst) - before.0;
+    let syncs = disk.faults().syncs.load(Ordering::SeqCst) - before.1;
+    assert!(writes < 50 && syncs < 50, "{writes} writes and {syncs} syncs for 100 logs");
+}
+
+#[test]
+fn a_written_log_does_not_wait_for_the_disk_and_is_synced_after_a_while() {
+    let (volume, disk) = Directory::simulated(options());
+    let store = volume.open();
+    let settings = LogSettings { durability: Durability::Written, ..LogSettings::default() };
+    let log = open(&store, settings);
+    disk.faults().fail_syncs.store(true, Ordering::SeqCst);
+    log.append(&[batch(3, b"value")], 0);
+    assert_eq!(log.read_all(0).len(), 1, "acknowledged and readable without any sync");
+    let mut failure = store.failure();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let synced = runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(20), failure.wait_for(Option::is_some)).await.is_ok()
+    });
+    assert!(synced, "it is synced in the end, which fails here");
+}
+
+#[test]
+fn segments_are_used_again_when_nothing_in_them_is_live() {
+    let (volume, disk) =
+        Directory::simulated(JournalStoreOptions { segment_bytes: Some(64 << 10), ..options() });
+    let store = volume.open();
+    let log = open(&store, kept_for_ever());
+    let mut most = 0;
+    for round in 0..60 {
+        log.append(&[batch(1, &[3; 20_000]), batch(1, &[4; 20_000])], 0);
+        log.log.set_log_start(log.log.ends().log_end - 1).unwrap();
+        let entry = CheckpointEntry { partition: partition(0), state: None };
+        store.checkpoint(vec![entry], round).unwrap();
+        most = most.max(disk.file_count());
+    }
+    assert!(most <= 5, "{most} files of 64 KiB for 20 KB of live data, after 2.4 MB");
+    store.close();
+    let log = open(&volume.open(), LogSettings::default());
+    assert_eq!((log.log.ends().log_start, log.log.ends().log_end), (119, 120));
+    assert_eq!(log.read_all(119).len(), 1);
+}
+
+#[test]
+fn a_deleted_log_gives_its_space_back() {
+    let (volume, disk) =
+        Directory::simulated(JournalStoreOptions { segment_bytes: Some(64 << 10), ..options() });
+    let store = volume.open();
+    let log = open(&store, LogSettings::default());
+    let other = try_open(&store, 1, LogSettings::default()).unwrap();
+    log.append(&vec![batch(1, &[3; 50_000]); 20], 0);
+    other.append(&[batch(1, b"stays")], 0);
+    let before = disk.file_count();
+    store.delete(partition(0)).unwrap();
+    store.checkpoint(Vec::new(), 1).unwrap();
+    assert!(before >= 20 && disk.file_count() <= 8, "{before} files before, {} after", disk.file_count());
+    assert_eq!(other.read_all(0).len(), 1);
+}
+
+#[test]
+fn segments_in_which_little_is_left_are_rewritten_sorted_by_log() {
+    let (volume, disk) =
+        Directory::simulated(JournalStoreOptions { segment_bytes: Some(64 << 10), ..options() });
+    let store = volume.open();
+    let settings = kept_for_ever();
+    let many = open(&store, settings);
+    let few: Vec<_> = [1, 2].map(|number| try_open(&store, number, settings).unwrap()).into();
+    let checkpoint = |known_at| {
+        let entry = CheckpointEntry { partition: partition(0), state: None };
+        store.checkpoint(vec![entry], known_at).unwrap();
+    };
+    for _ in 0..60 {
+        many.append(&[batch(1, &[3; 40_000])], 0);
+        few.iter().for_each(|log| log.append(&[batch(1, &[5; 900])], 0));
+    }
+    let before = disk.file_count();
+    many.log.set_log_start(60).unwrap();
+    // What a checkpoint has rewritten can be used again after the next.
+    (0..6).for_each(checkpoint);
+    let after = disk.file_count();
+    assert!(before >= 60 && after <= 14, "{before} files before, {after} after, for 108 KB that live");
+    let check = |logs: &[Opened]| {
+        for log in logs {
+            assert_eq!(log.read_all(0).len(), 60);
+            assert_eq!(log.log.size(), log.log.read(all()).unwrap().len() as u64);
+        }
+    };
+    check(&few);
+    let index = volume.index_on_disk();
+    store.close();
+    volume.replace_index(&index);
+    let store = volume.open();
+    let few: Vec<_> = [1, 2].map(|number| try_open(&store, number, settings).unwrap()).into();
+    check(&few);
+}
+
+fn all() -> ReadRange {
+    ReadRange { offset: 0, until: i64::MAX, max_bytes: 1 << 20, at_least_one: true }
+}
+
+#[test]
+fn a_journal_without_its_index_is_refused_and_left_alone() {
+    let volume = Directory::new(options());
+    let store = volume.open();
+    open(&store, LogSettings::default()).append(&[batch(1, b"value")], 0);
+    store.close();
+    fs::remove_dir_all(volume.directory.path().join("index")).unwrap();
+    let error = volume.try_open().unwrap_err();
+    assert!(error.to_string().contains("the index is gone"), "{error}");
+}
+
+#[test]
+fn a_journal_of_another_volume_is_refused() {
+    let volume = Directory::new(options());
+    let store = volume.open();
+    open(&store, LogSettings::default()).append(&[batch(1, b"value")], 0);
+    store.close();
+    let opened = JournalStore::open(volume.directory.path(), Uuid::from_u128(8), options());
+    let error = opened.unwrap_err().to_string();
+    assert!(error.contains("belongs to volume") && error.contains(&VOLUME.to_string()), "{error}");
+}
+
+/// Position of the `nth` frame in the only segment.
+fn nth_frame(bytes: &[u8], nth: usize) -> usize {
+    let frames = (0..bytes.len()).step_by(BLOCK).filter(|at| bytes[*at..].starts_with(b"MRJF"));
+    frames.clone().nth(nth).unwrap_or_else(|| panic!("{} frames", frames.count()))
+}
+
+#[test]
+fn a_change_in_what_was_acknowledged_is_refused_and_in_the_last_frame_is_a_lost_tail() {
+    // Of ten frames, each synced before the next was written, one is damaged.
+    for damaged in 0..10 {
+        let (volume, disk) = Directory::simulated(options());
+        let store = volume.open();
+        let log = open(&store, LogSettings::default());
+        let index = volume.index_on_disk();
+        for _ in 0..10 {
+            log.append(&[batch(1, &[7; 100])], 0);
+        }
+        store.close();
+        volume.replace_index(&index);
+        disk.tamper(|_, bytes| {
+            let at = nth_frame(bytes, damaged) + 150;
+            bytes[at] ^= 1;
+        });
+        match volume.try_open() {
+            Err(error @ StorageError::Damaged { .. }) => {
+                assert!(damaged < 9, "{error}");
+                assert!(error.to_string().contains("lost or changed acknowledged records"), "{error}");
+            }
+            Err(error) => panic!("{error}"),
+            Ok(store) => {
+                assert_eq!(damaged, 9, "a hole before a later frame was passed over");
+                let store: Arc<dyn LogStore> = Arc::new(store);
+                assert_eq!(open(&store, LogSettings::default()).log.ends().log_end, 9);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append {
+        records: usize,
+        size: usize,
+        next_epoch: bool,
+    },
+    Truncate(prop::sample::Index),
+    LogStart(prop::sample::Index),
+    Checkpoint,
+    Restart,
+    /// The power goes while batches of this many bytes are under way.
+    PowerLoss {
+        under_way: Vec<usize>,
+        seed: u64,
+    },
+    /// The process ends while batches of this many bytes are under way.
+    Crash {
+        under_way: Vec<usize>,
+    },
+    RetainBytes(u64),
+    Durability(bool),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        8 => (1..5_usize, 0..9_000_usize, prop::bool::weighted(0.2))
+            .prop_map(|(records, size, next_epoch)| Step::Append { records, size, next_epoch }),
+        1 => any::<prop::sample::Index>().prop_map(Step::Truncate),
+        1 => any::<prop::sample::Index>().prop_map(Step::LogStart),
+        1 => Just(Step::Checkpoint),
+        1 => Just(Step::Restart),
+        2 => prop::collection::vec(0..30_000_usize, 0..5).prop_map(|under_way| Step::Crash { under_way }),
+        2 => (prop::collection::vec(0..30_000_usize, 0..5), any::<u64>())
+            .prop_map(|(under_way, seed)| Step::PowerLoss { under_way, seed }),
+        1 => (0..30_000_u64).prop_map(Step::RetainBytes),
+        1 => any::<bool>().prop_map(Step::Durability),
+    ];
+    prop::collection::vec(step, 1..40)
+}
+
+/// A batch of a log as it must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Expected {
+    base: i64,
+    next: i64,
+    epoch: i32,
+    crc: u32,
+}
+
+/// What a log must look like.
+#[derive(Debug, Default)]
+struct Model {
+    batches: Vec<Expected>,
+    log_start: i64,
+    end: i64,
+    epoch: i32,
+    /// Log end up to which everything has been synced.
+    synced: i64,
+    settings: LogSettings,
+}
+
+impl Model {
+    fn push(&mut self, bytes: &Bytes) {
+        let header = parse_header(bytes).unwrap();
+        let next = self.end + i64::from(header.last_offset_delta) + 1;
+        self.batches.push(Expected { base: self.end, next, epoch: self.epoch, crc: header.crc });
+        self.end = next;
+    }
+
+    fn cut(&mut self, offset: i64) {
+        self.batches.retain(|batch| batch.next <= offset);
+        self.end =
+            self.batches.last().map_or(self.log_start, |last| last.next).max(self.log_start.min(offset));
+        self.log_start = self.log_start.min(self.end);
+    }
+
+    fn check(&self, log: &Opened) {
+        let ends = log.log.ends();
+        assert_eq!((ends.log_start, ends.durable_end, ends.log_end), (self.log_start, self.end, self.end));
+        let expected: Vec<_> =
+            self.batches.iter().filter(|batch| batch.next > self.log_start).copied().collect();
+        let found = log.read_all(self.log_start);
+        let found: Vec<_> = found
+            .iter()
+            .map(|header| Expected {
+                base: header.base_offset,
+                next: header.next_offset(),
+                epoch: header.partition_leader_epoch,
+                crc: header.crc,
+            })
+            .collect();
+        assert_eq!(found, expected);
+        for batch in expected {
+            assert_eq!(log.log.epoch_at(batch.base.max(self.log_start)), Some(batch.epoch), "{batch:?}");
+        }
+    }
+}
+
+fn run(steps: Vec<Step>, options: JournalStoreOptions) {
+    let (volume, disk) = Directory::simulated(options);
+    let mut store = volume.open();
+    let mut model = Model { settings: kept_for_ever(), ..Model::default() };
+    let mut log = open(&store, model.settings);
+    // A log of which nothing is ever deleted: it keeps segments alive in which little is left, until they are rewritten.
+    let pinned_settings = kept_for_ever();
+    let mut pinned = try_open(&store, 1, pinned_settings).unwrap();
+    let mut pinned_batches = 0;
+    for (number, step) in (0..).zip(steps) {
+        let span = |index: &prop::sample::Index, model: &Model| {
+            let length = usize::try_from(model.end - model.log_start).unwrap();
+            model.log_start + i64::try_from(index.index(length + 1)).unwrap()
+        };
+        match step {
+            Step::Append { records, size, next_epoch } => {
+                model.epoch += i32::from(next_epoch);
+                let bytes = batch(records, &vec![u8::try_from(number % 251).unwrap(); size]);
+                log.append(std::slice::from_ref(&bytes), model.epoch);
+                model.push(&bytes);
+                pinned.append(&[batch(1, &[1; 50])], 0);
+                pinned_batches += 1;
+                // The pinned log has made it sync.
+                model.synced = model.end;
+            }
+            Step::Truncate(index) => {
+                let offset = span(&index, &model);
+                let ends = log.log.truncate(offset).unwrap();
+                if offset < model.end {
+                    let before = model.batches.iter().filter(|batch| batch.next <= offset).count();
+                    assert!(before > 0 || ends.log_end <= offset);
+                    model.cut(offset);
+                    // A batch that the log start cuts goes as a whole.
+                    model.end = ends.log_end;
+                    model.log_start = model.log_start.min(model.end);
+                }
+                model.synced = model.end;
+            }
+            Step::LogStart(index) => {
+                let offset = span(&index, &model);
+                let moves = offset > model.log_start;
+                log.log.set_log_start(offset).unwrap();
+                model.log_start = offset;
+                model.synced = if moves { model.end } else { model.synced };
+            }
+            Step::Checkpoint => {
+                store.checkpoint(vec![CheckpointEntry { partition: partition(0), state: None }], 1).unwrap();
+                model.synced = model.end;
+            }
+            Step::RetainBytes(bytes) => {
+                let settings = LogSettings { retention_bytes: Some(bytes), ..model.settings };
+                log.log.set_settings(settings);
+                log.log.retain(0, model.end).unwrap();
+                log.log.set_settings(model.settings);
+                let log_start = log.log.ends().log_start;
+                assert!(log_start >= model.log_start);
+                let left: i64 = model.batches.iter().filter(|batch| batch.base >= log_start).count() as i64;
+                assert!(left > 0 || bytes == 0 || log_start == model.log_start || log.log.size() == 0);
+                model.log_start = log_start;
+                model.batches.retain(|batch| batch.next > log_start);
+                model.synced = log.log.ends().log_end;
+            }
+            Step::Durability(fsync) => {
+                model.settings.durability = if fsync { Durability::Fsync } else { Durability::Written };
+                log.log.set_settings(model.settings);
+            }
+            Step::Restart => {
+                store.close();
+                store = volume.open();
+                log = open(&store, model.settings);
+                pinned = try_open(&store, 1, pinned_settings).unwrap();
+                model.synced = model.end;
+            }
+            Step::PowerLoss { .. } | Step::Crash { .. } => {
+                let (under_way, seed) = match step {
+                    Step::PowerLoss { under_way, seed } => (under_way, Some(seed)),
+                    Step::Crash { under_way } => (under_way, None),
+                    _ => unreachable!("the two of this arm"),
+                };
+                // A log that is not synced is as good as one that is, if only the process ends.
+                let acknowledged = if seed.is_some() { model.synced } else { model.end };
+                for size in under_way {
+                    let bytes = batch(2, &vec![9; size]);
+                    log.queue(&bytes, model.epoch).unwrap();
+                    model.push(&bytes);
+                }
+                let index = volume.index_on_disk();
+                disk.cut_power();
+                store.close();
+                match seed {
+                    Some(seed) => disk.restore_power(seed),
+                    None => disk.revive(),
+                }
+                volume.replace_index(&index);
+                store = volume.open();
+                log = open(&store, model.settings);
+                pinned = try_open(&store, 1, pinned_settings).unwrap();
+                let end = log.log.ends().log_end;
+                assert!(end >= acknowledged, "{acknowledged} was acknowledged and {end} is left");
+                let whole = end == model.log_start || model.batches.iter().any(|batch| batch.next == end);
+                assert!(whole, "{end} is in the middle of a batch: {model:?}");
+                model.cut(end);
+                model.end = end;
+                model.synced = end;
+            }
+        }
+        model.check(&log);
+        assert_eq!(pinned.read_all(0).len(), pinned_batches);
+    }
+}
+
+/// Seeded runs for one test; `MILLRACE_CRASH_RUNS` asks for more.
+fn crash_runs() -> u32 {
+    std::env::var("MILLRACE_CRASH_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(100)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: crash_runs(), ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_log_equals_its_model_through_restarts_crashes_and_power_losses(steps in steps(), cached in any::<bool>()) {
+        let tail_cache_bytes = if cached { 1 << 20 } else { 0 };
+        run(steps, JournalStoreOptions { tail_cache_bytes, segment_bytes: Some(96 << 10), ..options() });
+    }
+}
+
+/// Waits for room in the queue.
+fn admit(store: &Arc<dyn LogStore>, bytes: usize) -> Result<Admission, StorageError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(store.admit(bytes))
+}
+
+const KILLED_VOLUME: &str = "MILLRACE_TEST_KILLED_VOLUME";
+const KILLED_PARTITIONS: i32 = 3;
+
+/// The batch that a killed child appends at `offset`; the parent checks that it is exactly that.
+fn batch_for(number: i32, offset: i64) -> Bytes {
+    let salt = usize::try_from(offset * 31 + i64::from(number) * 7).unwrap();
+    batch(1 + salt % 3, &vec![u8::try_from(salt % 251).unwrap(); salt % 700])
+}
+
+/// Prints each durable end of its partition; runs on the writer's thread, before anything else can happen.
+#[derive(Debug)]
+struct Printer {
+    number: i32,
+    inner: conformance::Ends,
+}
+
+impl LogListener for Printer {
+    fn durable_end_moved(&self, durable_end: i64) {
+        writeln!(io::stdout(), "ack {} {durable_end}", self.number).unwrap();
+        self.inner.durable_end_moved(durable_end);
+    }
+
+    fn store_failed(&self) {
+        self.inner.store_failed();
+    }
+}
+
+#[test]
+#[ignore = "run by acknowledged_records_survive_kill_9"]
+fn child_that_is_killed() {
+    let Some(volume) = std::env::var_os(KILLED_VOLUME) else { return };
+    let store: Arc<dyn LogStore> =
+        Arc::new(JournalStore::open(Path::new(&volume), VOLUME, options()).unwrap());
+    let settings = kept_for_ever();
+    let printers: Vec<_> = (0..KILLED_PARTITIONS)
+        .map(|number| Arc::new(Printer { number, inner: conformance::Ends::default() }))
+        .collect();
+    let logs: Vec<_> = printers
+        .iter()
+        .map(|printer| {
+            let listener: Arc<dyn LogListener> = Arc::clone(printer) as Arc<dyn LogListener>;
+            store.open(partition(printer.number), settings, Arc::downgrade(&listener)).unwrap().log
+        })
+        .collect();
+    let entries: Vec<_> = (0..KILLED_PARTITIONS)
+        .map(|number| CheckpointEntry { partition: partition(number), state: None })
+        .collect();
+    for round in 1_u64.. {
+        for (number, log) in (0..).zip(&logs) {
+            let offset = log.ends().log_end;
+            let bytes = batch_for(number, offset);
+            let admission = admit(&store, bytes.len()).unwrap();
+            let header = parse_header(&bytes).unwrap();
+            let header = BatchHeader { base_offset: offset, ..header };
+            log.append(AppendBatch { bytes, header }, Arc::new(admission)).unwrap();
+        }
+        // A few commits may be under way at any time.
+        if round % 5 == 0 {
+            for (log, printer) in logs.iter().zip(&printers) {
+                printer.inner.wait(log.ends().log_end);
+            }
+        }
+        if round % 97 == 0 {
+            store.checkpoint(entries.clone(), round).unwrap();
+        }
+    }
+}
+
+#[test]
+fn acknowledged_records_survive_kill_9() {
+    let volume = tempfile::tempdir().unwrap();
+    let module = module_path!().split_once("::").unwrap().1;
+    let mut acknowledged = [0_i64; KILLED_PARTITIONS as usize];
+    for round in 0..10_u64 {
+        let mut child = Process::new(std::env::current_exe().unwrap())
+            .args([&format!("{module}::child_that_is_killed"), "--exact", "--ignored", "--nocapture"])
+            .env(KILLED_VOLUME, volume.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let reader = std::thread::spawn(move || {
+            let mut acks = Vec::new();
+            for line in lines.map_while(Result::ok) {
+                // The last line may be cut off: then it was not acknowledged.
+                let words: Vec<_> = line.split(' ').collect();
+                if let ["ack", number, end] = words[..] {
+                    acks.push((number.parse::<usize>().unwrap(), end.parse::<i64>().unwrap()));
+                }
+            }
+            acks
+        });
+        let started = Instant::now();
+        let life = Duration::from_millis(120 + (round * 7_919) % 250);
+        while started.elapsed() < life {
+            assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for (number, end) in reader.join().unwrap() {
+            acknowledged[number] = acknowledged[number].max(end);
+        }
+        let store: Arc<dyn LogStore> =
+            Arc::new(JournalStore::open(volume.path(), VOLUME, options()).unwrap());
+        for (number, acknowledged) in (0..).zip(acknowledged) {
+            let settings = kept_for_ever();
+            let log = try_open(&store, number, settings).unwrap();
+            let end = log.log.ends().durable_end;
+            assert!(end >= acknowledged, "partition {number}: {acknowledged} acknowledged, {end} found");
+            let mut next = 0;
+            for header in log.read_all(0) {
+                assert_eq!(header.base_offset, next);
+                let expected = batch_for(number, next);
+                assert_eq!(header.crc, parse_header(&expected).unwrap().crc, "content at {next}");
+                next = header.next_offset();
+            }
+            assert_eq!(next, end);
+        }
+        store.close();
+    }
+    assert!(acknowledged.iter().all(|end| *end > 100), "the children got nowhere: {acknowledged:?}");
+}

@@ -1,0 +1,246 @@
+//! Replaying the journal: what was written after the position that the index covers.
+//!
+//! Frames follow each other by their sequences: each names the one before. The first place where no such frame is
+//! whole is the end of the journal, and what a crash left there was never acknowledged, unless a later frame says that
+//! it was written after that place had been synced. Then the disk has lost or changed something that it had promised
+//! to keep, and the store does not open.
+
+use super::buffer::AlignedBuffer;
+use super::disk::BLOCK;
+use super::frame::FrameHeader;
+use super::index::{Changes, Index, Placed};
+use super::keys::Position;
+use super::segments::{FirstFrame, Segment, Segments};
+use crate::storage::StorageError;
+use uuid::Uuid;
+
+/// How far behind the end of the journal leftovers are looked for: at least what may have been written without a sync.
+const LOOK_BYTES: u64 = 2 * super::writer::MAX_UNSYNCED_BYTES;
+
+/// Bytes read at once.
+const READ_BYTES: usize = 4 << 20;
+
+/// Where a journal goes on after a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tail {
+    /// Sequence of the last frame that counts.
+    pub(super) last: u64,
+    /// First sequence that no frame on the volume can have.
+    pub(super) next: u64,
+}
+
+/// Applies everything that the journal holds after `changes.position` to the index.
+pub(super) fn replay(
+    segments: &Segments,
+    first_frames: &[FirstFrame],
+    volume: Uuid,
+    index: &Index,
+    changes: &mut Changes,
+) -> Result<Tail, StorageError> {
+    let started = std::time::Instant::now();
+    let (mut bytes, mut replayed) = (0, Vec::new());
+    let begun = changes.position;
+    match segments.get(begun.segment) {
+        Some(segment) => {
+            bytes += replay_segment(&segment, volume, index, changes)?;
+            replayed.push(segment);
+        }
+        None if begun.segment == 0 => {}
+        None => {
+            return Err(StorageError::Damaged {
+                path: segments.directory().to_path_buf(),
+                position: begun.end,
+                problem: format!(
+                    "segment {}, in which the journal was last seen to end, is gone",
+                    begun.segment
+                ),
+            });
+        }
+    }
+    // A segment follows another if its first frame names the last frame of that one. Of several the latest counts: the
+    // others are the torn beginnings of starts before it.
+    loop {
+        let here = changes.position;
+        let follows = |first: &&FirstFrame| first.previous == here.sequence && first.segment > here.sequence;
+        let next = first_frames.iter().filter(follows).map(|first| first.segment).max();
+        let Some(segment) = next.and_then(|segment| segments.get(segment)) else { break };
+        changes.position = Position { segment: segment.id, end: 0, sequence: here.sequence };
+        let read = replay_segment(&segment, volume, index, changes)?;
+        if read == 0 {
+            // A crash in the middle of its first frame.
+            changes.position = here;
+            break;
+        }
+        bytes += read;
+        replayed.push(segment);
+    }
+    // A process that was killed may not have got as far as syncing what it wrote.
+    for segment in &replayed {
+        segment.file().sync().map_err(|source| StorageError::Io {
+            doing: "syncing",
+            path: segment.path().to_path_buf(),
+            source,
+        })?;
+    }
+    let end = changes.position;
+    let tail = match index.ended_at(end)? {
+        Some(next) => Tail { last: end.sequence, next },
+        None => look_for_losses(segments, first_frames, volume, end)?,
+    };
+    if bytes > 0 {
+        let millis = started.elapsed().as_millis();
+        tracing::info!(bytes, millis, "replayed the journal");
+    }
+    Ok(tail)
+}
+
+/// Replays the segment in which `changes.position` is, from there on; returns the bytes of the frames that were whole.
+fn replay_segment(
+    segment: &Segment,
+    volume: Uuid,
+    index: &Index,
+    changes: &mut Changes,
+) -> Result<u64, StorageError> {
+    let mut reader = Reader::new(segment, changes.position.end);
+    let mut bytes = 0;
+    while let Some(header) = reader.header()? {
+        let continues = header.volume == volume
+            && header.segment == segment.id
+            && header.previous == changes.position.sequence
+            && header.sequence > header.previous;
+        if !continues {
+            break;
+        }
+        let Some(frame) = reader.bytes(header.length as usize)? else { break };
+        let Some(entries) = header.entries(frame) else { break };
+        let start = reader.position;
+        let base = u32::try_from(start).expect("segments have less than 4 GiB");
+        let placed: Vec<Placed> =
+            entries.into_iter().map(|(entry, at)| Placed { entry, position: base + at }).collect();
+        reader.skip(super::buffer::padded(header.length as usize));
+        bytes += u64::from(header.length);
+        let position = Position { segment: segment.id, end: reader.position, sequence: header.sequence };
+        index.apply(changes, &placed, position)?;
+    }
+    Ok(bytes)
+}
+
+/// Shows the entries of the frames of a segment, from its start to the first that is not whole.
+pub(super) fn frames(
+    segment: &Segment,
+    volume: Uuid,
+    mut visit: impl FnMut(Placed) -> Result<(), StorageError>,
+) -> Result<(), StorageError> {
+    let mut reader = Reader::new(segment, 0);
+    let mut last = None;
+    while let Some(header) = reader.header()? {
+        let continues = last.is_none_or(|last| header.previous == last);
+        if header.volume != volume || header.segment != segment.id || !continues {
+            break;
+        }
+        let Some(frame) = reader.bytes(header.length as usize)? else { break };
+        let Some(entries) = header.entries(frame) else { break };
+        let base = u32::try_from(reader.position).expect("segments have less than 4 GiB");
+        reader.skip(super::buffer::padded(header.length as usize));
+        for (entry, at) in entries {
+            visit(Placed { entry, position: base + at })?;
+        }
+        last = Some(header.sequence);
+    }
+    Ok(())
+}
+
+/// Reads the frames of a segment one after the other, in large pieces.
+struct Reader<'a> {
+    segment: &'a Segment,
+    position: u64,
+    buffer: AlignedBuffer,
+    /// Position of the buffer's first byte, and how many of its bytes hold something.
+    start: u64,
+    filled: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn new(segment: &'a Segment, position: u64) -> Self {
+        Self { segment, position, buffer: AlignedBuffer::zeroed(READ_BYTES), start: position, filled: 0 }
+    }
+
+    fn header(&mut self) -> Result<Option<FrameHeader>, StorageError> {
+        Ok(self.bytes(BLOCK)?.and_then(FrameHeader::decode))
+    }
+
+    /// `length` bytes from the position on; `None` if the segment ends before.
+    fn bytes(&mut self, length: usize) -> Result<Option<&[u8]>, StorageError> {
+        let wanted = super::buffer::padded(length);
+        if self.position + wanted as u64 > self.segment.length() {
+            return Ok(None);
+        }
+        if self.position < self.start || self.position + wanted as u64 > self.start + self.filled as u64 {
+            if wanted > self.buffer.as_slice().len() {
+                self.buffer = AlignedBuffer::zeroed(wanted);
+            }
+            let left = usize::try_from(self.segment.length() - self.position).unwrap_or(usize::MAX);
+            let count = self.buffer.as_slice().len().min(left);
+            self.segment.file().read_at(&mut self.buffer.as_mut_slice()[..count], self.position).map_err(
+                |source| StorageError::Io {
+                    doing: "reading",
+                    path: self.segment.path().to_path_buf(),
+                    source,
+                },
+            )?;
+            (self.start, self.filled) = (self.position, count);
+        }
+        let at = usize::try_from(self.position - self.start).expect("within the buffer");
+        Ok(Some(&self.buffer.as_slice()[at..at + length]))
+    }
+
+    fn skip(&mut self, length: usize) {
+        self.position += length as u64;
+    }
+}
+
+/// Looks at everything behind the end of the journal: frames there are leftovers of a former life or of a crash.
+fn look_for_losses(
+    segments: &Segments,
+    first_frames: &[FirstFrame],
+    volume: Uuid,
+    end: Position,
+) -> Result<Tail, StorageError> {
+    let mut tail = Tail { last: end.sequence, next: end.sequence + 1 };
+    let mut check = |segment: &Segment, position: u64, sequence: u64, synced: u64| {
+        tail.next = tail.next.max(sequence + 1);
+        if sequence > end.sequence && synced > end.sequence {
+            return Err(StorageError::Damaged {
+                path: segment.path().to_path_buf(),
+                position,
+                problem: format!(
+                    "frame {sequence} was written when everything up to {synced} was on the disk, and what followed \
+                     frame {} is not there any more: the disk has lost or changed acknowledged records",
+                    end.sequence
+                ),
+            });
+        }
+        Ok(())
+    };
+    for first in first_frames {
+        if let Some(segment) = segments.get(first.segment) {
+            check(&segment, 0, first.segment, first.synced)?;
+        }
+    }
+    // Of a segment that was begun after the end, every frame may have been.
+    let later = first_frames.iter().map(|first| first.segment).filter(|id| *id > end.sequence);
+    for id in later.chain([end.segment]) {
+        let Some(segment) = segments.get(id) else { continue };
+        let begin = if id == end.segment { end.end } else { 0 };
+        let mut reader = Reader::new(&segment, begin);
+        while reader.position < begin + LOOK_BYTES {
+            let position = reader.position;
+            let Some(block) = reader.bytes(BLOCK)? else { break };
+            if let Some(header) = FrameHeader::decode(block).filter(|header| header.volume == volume) {
+                check(&segment, position, header.sequence, header.synced)?;
+            }
+            reader.skip(BLOCK);
+        }
+    }
+    Ok(tail)
+}

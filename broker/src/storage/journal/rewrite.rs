@@ -1,0 +1,119 @@
+//! Gives back the space of segments in which little is left: what lives there is written anew, and then nothing does.
+//!
+//! The runs of a segment are written sorted by log, so that what was interleaved lies side by side afterwards. A move
+//! is an entry of the journal like any other; a run that was deleted or cut while it was copied stays as it is, and the
+//! copy is garbage.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Shared;
+use super::frame::{Entry, Run};
+use super::keys::PlacedRun;
+use super::recovery::frames;
+use super::segments::Segment;
+use super::writer::Command;
+use crate::metadata::image::TopicIdPartition;
+use crate::storage::StorageError;
+
+/// Most bytes that one call rewrites: it shares the disk with produce requests.
+const BUDGET_BYTES: u64 = 64 << 20;
+
+/// Most bytes on their way to the writer at once.
+const PIECE_BYTES: usize = 4 << 20;
+
+/// A segment that is full, and what lives in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Usage {
+    pub(super) segment: u64,
+    /// Size of its file, bytes.
+    pub(super) length: u64,
+    /// Bytes of live runs.
+    pub(super) live: u64,
+}
+
+/// Which segments are to be rewritten: the emptiest first, as long as the journal takes more than twice the bytes that
+/// live in it, and some segments for its own work.
+fn choose(mut usage: Vec<Usage>) -> Vec<u64> {
+    usage.sort_by_key(|one| one.live);
+    let spare = 2 * usage.iter().map(|one| one.length).max().unwrap_or(0);
+    let live: u64 = usage.iter().map(|one| one.live).sum();
+    let mut taken: u64 = usage.iter().map(|one| one.length).sum();
+    let mut left = BUDGET_BYTES;
+    let mut chosen = Vec::new();
+    for one in usage {
+        let is_thin = one.live > 0 && one.live <= one.length / 2;
+        if !is_thin || taken <= 2 * live + spare || (one.live > left && !chosen.is_empty()) {
+            break;
+        }
+        left = left.saturating_sub(one.live);
+        // What it frees, less what is written elsewhere.
+        taken -= one.length - one.live;
+        chosen.push(one.segment);
+    }
+    chosen
+}
+
+/// Rewrites thin segments within a budget. Their files can be used again after the next flush of the index.
+pub(super) fn rewrite_thin_segments(shared: &Shared) -> Result<(), StorageError> {
+    let usage = shared.usage.lock().clone();
+    for id in choose(usage) {
+        let Some(segment) = shared.segments.get(id) else { continue };
+        rewrite(shared, &segment)?;
+    }
+    Ok(())
+}
+
+fn rewrite(shared: &Shared, segment: &Arc<Segment>) -> Result<(), StorageError> {
+    let mut live = Vec::new();
+    frames(segment, shared.volume, |placed| {
+        if let Entry::Append(partition, run) | Entry::Move(partition, run) = placed.entry
+            && let Some(found) = shared.index.run_at_or_before(partition, run.base_offset)?
+            && (found.run.base_offset, found.segment, found.position)
+                == (run.base_offset, segment.id, placed.position)
+        {
+            live.push((partition, found));
+        }
+        Ok(())
+    })?;
+    live.sort_by_key(|(partition, placed)| (*partition, placed.run.base_offset));
+    let mut piece: Vec<(TopicIdPartition, Run, Bytes)> = Vec::new();
+    let mut bytes = 0;
+    for (partition, PlacedRun { run, position, .. }) in live {
+        let records = segment.read(u64::from(position), run.length as usize)?;
+        bytes += records.len();
+        piece.push((partition, run, records));
+        if bytes >= PIECE_BYTES {
+            let runs = std::mem::take(&mut piece);
+            shared.ask(|reply| Command::Move { runs, reply })?;
+            bytes = 0;
+        }
+    }
+    if !piece.is_empty() {
+        shared.ask(|reply| Command::Move { runs: piece, reply })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(live: &[u64]) -> Vec<Usage> {
+        (1..).zip(live).map(|(segment, live)| Usage { segment, length: 100, live: *live }).collect()
+    }
+
+    #[test]
+    fn the_emptiest_are_rewritten_until_the_journal_is_less_than_twice_what_lives() {
+        // 1,000 bytes for 300 that live: 800 are allowed.
+        assert_eq!(choose(usage(&[100, 50, 10, 30, 5, 5, 50, 20, 20, 10])), [5, 6, 3]);
+    }
+
+    #[test]
+    fn a_journal_that_is_well_used_or_small_is_left_alone() {
+        assert_eq!(choose(usage(&[60; 10])), Vec::<u64>::new());
+        assert_eq!(choose(usage(&[10, 10])), Vec::<u64>::new());
+        assert_eq!(choose(Vec::new()), Vec::<u64>::new());
+    }
+}

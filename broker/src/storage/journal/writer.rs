@@ -1,0 +1,580 @@
+//! The thread that writes the journal: group commit.
+//!
+//! It takes everything that has queued up, lays it out by log in frames, writes them one after the other, syncs once,
+//! and only then moves the durable ends. While that is on the disk the next commit fills up, so load makes commits
+//! larger, and nobody ever waits for a timer.
+//!
+//! A frame holds appends, or moves of runs, or one other entry; never a mix, and no log twice in one but as runs that
+//! follow each other. That is what lets the index apply a frame as one step.
+//!
+//! Logs with `log.durability=written` do not wait for the sync. What they have written is synced with the next commit
+//! that is, when it becomes too much, or after a while. The index hears of a frame when it has been synced, so that it
+//! never knows of something that a power failure can still take away.
+
+use std::collections::HashMap;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+
+use super::Shared;
+use super::buffer::{AlignedBuffer, padded};
+use super::frame::{self, Entry, FrameHeader, HEADER_LEN, MAX_ENTRY_LEN, Run};
+use super::index::Placed;
+use super::indexer::Work;
+use super::keys::Position;
+use super::log::JournalLog;
+use super::recovery::Tail;
+use super::segments::Segment;
+use crate::metadata::image::TopicIdPartition;
+use crate::storage::{
+    Admission, AppendBatch, CheckpointEntry, Durability, StorageError, StoreFailure, batch,
+};
+
+/// Most bytes of a frame, and never more than a quarter of a segment; a single larger batch has a frame of its own.
+const FRAME_BYTES: usize = 1 << 20;
+
+/// Most bytes written without a sync.
+pub(super) const MAX_UNSYNCED_BYTES: u64 = 32 << 20;
+
+/// Longest time that something stays unsynced.
+const MAX_UNSYNCED_TIME: Duration = Duration::from_secs(1);
+
+/// Where a command's answer goes.
+pub(super) type Reply = SyncSender<Result<(), StorageError>>;
+
+/// What the writer can be told to do. An answer comes when the index has done its part.
+#[derive(Debug)]
+pub(super) enum Command {
+    Append {
+        log: Arc<JournalLog>,
+        batch: AppendBatch,
+        admission: Arc<Admission>,
+    },
+    /// Sync what has been written, and let the index catch up.
+    Sync {
+        reply: Reply,
+    },
+    /// Write an entry that has no batches.
+    Change {
+        entry: Entry,
+        reply: Reply,
+    },
+    /// Write runs in a new place. Answered when they are there; the moves that have become pointless are left out.
+    Move {
+        runs: Vec<(TopicIdPartition, Run, Bytes)>,
+        reply: Reply,
+    },
+    /// Sync, let the index keep this about logs, and make the index durable.
+    Checkpoint {
+        entries: Vec<(CheckpointEntry, u64)>,
+        reply: Reply,
+    },
+}
+
+/// Commands on their way to the writer. Its length is bounded by the admissions that appends hold.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    state: Mutex<QueueState>,
+    ready: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct QueueState {
+    commands: Vec<Command>,
+    closed: bool,
+}
+
+/// The queue is closed.
+#[derive(Debug)]
+pub(super) struct QueueClosed;
+
+/// What came of waiting for commands.
+enum Taken {
+    Commands(Vec<Command>),
+    TimedOut,
+    Closed,
+}
+
+impl Queue {
+    pub(super) fn push(&self, command: Command) -> Result<(), QueueClosed> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(QueueClosed);
+        }
+        state.commands.push(command);
+        // Only the first command can find the writer asleep.
+        if state.commands.len() == 1 {
+            self.ready.notify_one();
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
+    /// Takes no more commands; those queued are still done.
+    pub(super) fn close(&self) {
+        self.state.lock().closed = true;
+        self.ready.notify_one();
+    }
+
+    /// Takes no more commands and forgets those queued; whoever waits for an answer sees that it never comes.
+    pub(super) fn close_and_drop(&self) {
+        let commands = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            std::mem::take(&mut state.commands)
+        };
+        self.ready.notify_one();
+        drop(commands);
+    }
+
+    fn take(&self, deadline: Option<Instant>) -> Taken {
+        let mut state = self.state.lock();
+        loop {
+            if !state.commands.is_empty() {
+                return Taken::Commands(std::mem::take(&mut state.commands));
+            }
+            if state.closed {
+                return Taken::Closed;
+            }
+            match deadline {
+                None => self.ready.wait(&mut state),
+                Some(deadline) if self.ready.wait_until(&mut state, deadline).timed_out() => {
+                    return Taken::TimedOut;
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+/// Starts the writer, which goes on at `tail`. It ends when the queue is closed, and lets the indexer end.
+pub(super) fn spawn(
+    shared: Arc<Shared>,
+    work: SyncSender<Work>,
+    tail: Tail,
+    position: Position,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name("journal-writer".to_owned()).spawn(move || {
+        let path = shared.segments.directory().to_path_buf();
+        let active = shared.segments.get(position.segment).map(|segment| (segment, position.end));
+        let writer = Writer {
+            active,
+            next: tail.next,
+            last: tail.last,
+            synced: tail.last,
+            unsynced: Unsynced::default(),
+            table: Vec::new(),
+            frame_bytes: usize::try_from(shared.segments.segment_bytes() / 4)
+                .map_or(FRAME_BYTES, |quarter| quarter.min(FRAME_BYTES)),
+            work,
+            shared: Arc::clone(&shared),
+        };
+        // Without its writer the store would accept appends that never complete.
+        let failure = match catch_unwind(AssertUnwindSafe(|| writer.run())) {
+            Ok(Ok(())) => return,
+            Ok(Err(failure)) => failure,
+            Err(_panic) => {
+                StoreFailure { path, doing: "writing", reason: "the writer thread panicked".to_owned() }
+            }
+        };
+        shared.fail(failure);
+    })
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    work: SyncSender<Work>,
+    /// Segment being written, and where its next frame goes.
+    active: Option<(Arc<Segment>, u64)>,
+    /// Sequence of the next frame.
+    next: u64,
+    /// Sequence of the last frame.
+    last: u64,
+    /// Everything up to this sequence has been synced.
+    synced: u64,
+    unsynced: Unsynced,
+    table: Vec<u8>,
+    frame_bytes: usize,
+}
+
+/// What has been written since the last sync.
+#[derive(Default)]
+struct Unsynced {
+    bytes: u64,
+    since: Option<Instant>,
+    segments: Vec<Arc<Segment>>,
+    /// What the index is to hear of them.
+    work: Vec<Work>,
+}
+
+/// Appends of one log within one commit.
+struct Pending {
+    log: Arc<JournalLog>,
+    durability: Durability,
+    batches: Vec<AppendBatch>,
+}
+
+/// A run of a commit, after it was written.
+pub(super) struct Written {
+    pub(super) run: Run,
+    pub(super) bytes: Bytes,
+    /// Sequence of the frame that holds it.
+    pub(super) sequence: u64,
+}
+
+impl Writer {
+    fn run(mut self) -> Result<(), StoreFailure> {
+        loop {
+            let deadline = self.unsynced.since.map(|since| since + MAX_UNSYNCED_TIME);
+            match self.shared.queue.take(deadline) {
+                Taken::Commands(commands) => self.execute(commands)?,
+                Taken::TimedOut => self.sync()?,
+                Taken::Closed => break,
+            }
+        }
+        self.sync()?;
+        self.tell(Work::End { next: self.next });
+        Ok(())
+    }
+
+    fn execute(&mut self, commands: Vec<Command>) -> Result<(), StoreFailure> {
+        let mut pending: Vec<Pending> = Vec::new();
+        let mut by_log: HashMap<u64, usize> = HashMap::new();
+        let mut admissions = Vec::new();
+        for command in commands {
+            match command {
+                Command::Append { log, batch, admission } => {
+                    let at = *by_log.entry(log.id()).or_insert_with(|| {
+                        let durability = log.durability();
+                        pending.push(Pending { log, durability, batches: Vec::new() });
+                        pending.len() - 1
+                    });
+                    pending[at].batches.push(batch);
+                    admissions.push(admission);
+                }
+                other => {
+                    by_log.clear();
+                    self.commit(std::mem::take(&mut pending))?;
+                    admissions.clear();
+                    self.control(other)?;
+                }
+            }
+        }
+        self.commit(pending)
+    }
+
+    fn control(&mut self, command: Command) -> Result<(), StoreFailure> {
+        match command {
+            Command::Append { .. } => unreachable!("appends are committed in groups"),
+            Command::Sync { reply } => {
+                self.sync()?;
+                self.tell(Work::Answer(reply));
+            }
+            Command::Change { entry, reply } => {
+                self.write_frame(&[entry], &mut std::iter::empty())?;
+                self.sync()?;
+                self.tell(Work::Answer(reply));
+            }
+            Command::Move { runs, reply } => {
+                self.write_moves(&runs)?;
+                self.sync()?;
+                self.tell(Work::Answer(reply));
+            }
+            Command::Checkpoint { entries, reply } => {
+                self.sync()?;
+                self.tell(Work::Checkpoint { entries, reply });
+            }
+        }
+        Ok(())
+    }
+
+    fn write_moves(&mut self, runs: &[(TopicIdPartition, Run, Bytes)]) -> Result<(), StoreFailure> {
+        let mut rest = runs;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |(_, _, data): &&(TopicIdPartition, Run, Bytes)| {
+                bytes += data.len() + MAX_ENTRY_LEN;
+                bytes <= self.frame_bytes
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let (now, later) = rest.split_at(count);
+            let entries: Vec<_> =
+                now.iter().map(|(partition, run, _)| Entry::Move(*partition, *run)).collect();
+            let mut data = now.iter().map(|(_, _, bytes)| Piece { bytes, stamp: None });
+            self.write_frame(&entries, &mut data)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, pending: Vec<Pending>) -> Result<(), StoreFailure> {
+        if pending.is_empty() {
+            return Ok(());
+        }
+        let needs_sync = pending.iter().any(|pending| pending.durability == Durability::Fsync);
+        let mut written: HashMap<u64, Vec<Written>> = HashMap::new();
+        let mut layout = Layout::default();
+        for Pending { log, batches, .. } in &pending {
+            // Deleted since: nobody waits for these.
+            if log.is_gone() {
+                continue;
+            }
+            for batch in batches {
+                if layout.bytes > 0 && layout.bytes + layout.cost(log, batch) > self.frame_bytes {
+                    self.write_appends(std::mem::take(&mut layout), &mut written)?;
+                }
+                layout.push(log, batch);
+            }
+        }
+        if layout.bytes > 0 {
+            self.write_appends(layout, &mut written)?;
+        }
+        let (wait, at_once): (Vec<_>, Vec<_>) =
+            pending.iter().partition(|pending| pending.durability == Durability::Fsync);
+        let mut publish = |pending: Vec<&Pending>| {
+            for pending in pending {
+                if let Some(runs) = written.remove(&pending.log.id()) {
+                    pending.log.publish(runs);
+                }
+            }
+        };
+        publish(at_once);
+        if !needs_sync && self.unsynced.bytes < MAX_UNSYNCED_BYTES {
+            return Ok(());
+        }
+        let work = self.sync_files()?;
+        // Before the index hears of it: what is in the index may leave the memory, so it must have been there.
+        publish(wait);
+        self.tell_all(work);
+        Ok(())
+    }
+
+    /// Writes one frame of appends.
+    fn write_appends(
+        &mut self,
+        layout: Layout<'_>,
+        written: &mut HashMap<u64, Vec<Written>>,
+    ) -> Result<(), StoreFailure> {
+        let now_ms = now_ms();
+        let mut runs = Vec::with_capacity(layout.runs.len());
+        let mut entries = Vec::with_capacity(layout.runs.len());
+        for planned in &layout.runs {
+            let run = planned.log.place(planned.run(now_ms));
+            entries.push(Entry::Append(planned.log.partition(), run));
+            runs.push((planned.log, run));
+        }
+        let mut pieces = layout.runs.iter().flat_map(|planned| {
+            planned.batches.iter().map(|batch| Piece { bytes: &batch.bytes, stamp: Some(batch) })
+        });
+        let (sequence, memory, frame, positions) = self.write_frame(&entries, &mut pieces)?;
+        let mut logs = Vec::with_capacity(runs.len());
+        for ((log, run), position) in runs.into_iter().zip(positions) {
+            let bytes = frame.slice(position..position + run.length as usize);
+            written.entry(log.id()).or_default().push(Written { run, bytes, sequence });
+            logs.push(Arc::clone(log));
+        }
+        self.shared.tail.push(sequence, memory, &logs);
+        Ok(())
+    }
+
+    /// Writes one frame; returns its sequence, its memory as a whole and its bytes, and where in it the batches of
+    /// each entry are.
+    fn write_frame<'a>(
+        &mut self,
+        entries: &[Entry],
+        pieces: &mut dyn Iterator<Item = Piece<'a>>,
+    ) -> Result<(u64, Bytes, Bytes, Vec<usize>), StoreFailure> {
+        frame::encode_table(entries, &mut self.table);
+        let data: usize = entries.iter().map(|entry| entry.data_length() as usize).sum();
+        let length = HEADER_LEN + self.table.len() + data;
+        let mut buffer = self.shared.pool.take(length);
+        let out = buffer.as_mut_slice();
+        out[HEADER_LEN..HEADER_LEN + self.table.len()].copy_from_slice(&self.table);
+        let mut at = HEADER_LEN + self.table.len();
+        for piece in pieces {
+            let end = at + piece.bytes.len();
+            out[at..end].copy_from_slice(piece.bytes);
+            if let Some(batch) = piece.stamp {
+                let header = &batch.header;
+                batch::stamp(&mut out[at..end], header.base_offset, header.partition_leader_epoch);
+            }
+            at = end;
+        }
+        debug_assert_eq!(at, length, "the entries say how long their batches are");
+        // Memory that was used before holds old bytes.
+        out[length..].fill(0);
+        let sequence = self.next;
+        let (segment, position) = self.place(out.len())?;
+        FrameHeader::seal(
+            &mut out[..length],
+            self.shared.volume,
+            segment.id,
+            sequence,
+            self.last,
+            self.synced,
+            self.table.len(),
+            entries.len(),
+        );
+        segment
+            .file()
+            .write_at(out, position)
+            .map_err(|error| failure(segment.path().to_path_buf(), "writing", &error))?;
+        let end = position + out.len() as u64;
+        (self.last, self.next) = (sequence, sequence + 1);
+        self.active = Some((Arc::clone(&segment), end));
+
+        let mut positions = Vec::with_capacity(entries.len());
+        let mut placed = Vec::with_capacity(entries.len());
+        let mut at = HEADER_LEN + self.table.len();
+        for entry in entries {
+            positions.push(at);
+            let position = u32::try_from(position + at as u64).expect("segments have less than 4 GiB");
+            placed.push(Placed { entry: *entry, position });
+            at += entry.data_length() as usize;
+        }
+        self.note_unsynced(
+            &segment,
+            length,
+            Work::Frame { entries: placed, position: Position { segment: segment.id, end, sequence } },
+        );
+        let (memory, frame) = AlignedBuffer::freeze(buffer);
+        Ok((sequence, memory, frame, positions))
+    }
+
+    /// Where a frame of `length` bytes goes: behind the last one, or to the start of another segment.
+    fn place(&mut self, length: usize) -> Result<(Arc<Segment>, u64), StoreFailure> {
+        debug_assert_eq!(length, padded(length), "frames are whole blocks");
+        if let Some((segment, end)) = &self.active
+            && end + length as u64 <= segment.length()
+        {
+            return Ok((Arc::clone(segment), *end));
+        }
+        let segment = self.shared.segments.begin(self.next);
+        let segment = segment.map_err(|(path, error)| failure(path, "making", &error))?;
+        Ok((segment, 0))
+    }
+
+    fn note_unsynced(&mut self, segment: &Arc<Segment>, length: usize, work: Work) {
+        let unsynced = &mut self.unsynced;
+        unsynced.bytes += length as u64;
+        unsynced.since.get_or_insert_with(Instant::now);
+        unsynced.work.push(work);
+        if unsynced.segments.last().is_none_or(|last| last.id != segment.id) {
+            unsynced.segments.push(Arc::clone(segment));
+        }
+    }
+
+    /// Syncs what has been written, and tells the index.
+    fn sync(&mut self) -> Result<(), StoreFailure> {
+        let work = self.sync_files()?;
+        self.tell_all(work);
+        Ok(())
+    }
+
+    /// Syncs what has been written; returns what the index is to be told.
+    fn sync_files(&mut self) -> Result<Vec<Work>, StoreFailure> {
+        let unsynced = std::mem::take(&mut self.unsynced);
+        for segment in &unsynced.segments {
+            segment
+                .file()
+                .sync()
+                .map_err(|error| failure(segment.path().to_path_buf(), "syncing", &error))?;
+        }
+        self.synced = self.last;
+        Ok(unsynced.work)
+    }
+
+    fn tell_all(&self, work: Vec<Work>) {
+        work.into_iter().for_each(|work| self.tell(work));
+    }
+
+    fn tell(&self, work: Work) {
+        // An indexer that is gone has stopped the store: what it was to do is lost with it.
+        let _ = self.work.send(work);
+    }
+}
+
+/// Bytes of batches on their way into a frame.
+struct Piece<'a> {
+    bytes: &'a Bytes,
+    /// The batch whose base offset and epoch are to be written in.
+    stamp: Option<&'a AppendBatch>,
+}
+
+/// A frame of appends before it is written.
+#[derive(Default)]
+struct Layout<'a> {
+    runs: Vec<PlannedRun<'a>>,
+    bytes: usize,
+}
+
+struct PlannedRun<'a> {
+    log: &'a Arc<JournalLog>,
+    batches: Vec<&'a AppendBatch>,
+}
+
+impl<'a> Layout<'a> {
+    /// Whether the batch becomes part of the last run.
+    fn continues(&self, log: &JournalLog, batch: &AppendBatch) -> bool {
+        let epoch = batch.header.partition_leader_epoch;
+        self.runs.last().is_some_and(|run| run.log.id() == log.id() && run.epoch() == epoch)
+    }
+
+    /// Bytes by which the batch makes the frame longer.
+    fn cost(&self, log: &JournalLog, batch: &AppendBatch) -> usize {
+        batch.bytes.len() + if self.continues(log, batch) { 0 } else { MAX_ENTRY_LEN }
+    }
+
+    fn push(&mut self, log: &'a Arc<JournalLog>, batch: &'a AppendBatch) {
+        self.bytes += self.cost(log, batch);
+        if !self.continues(log, batch) {
+            self.runs.push(PlannedRun { log, batches: Vec::new() });
+        }
+        if let Some(last) = self.runs.last_mut() {
+            last.batches.push(batch);
+        }
+    }
+}
+
+impl PlannedRun<'_> {
+    fn epoch(&self) -> i32 {
+        self.batches.first().map_or(-1, |batch| batch.header.partition_leader_epoch)
+    }
+
+    /// The run, without what depends on the runs before it.
+    fn run(&self, now_ms: i64) -> Run {
+        let header = |batch: Option<&&AppendBatch>| batch.map(|batch| batch.header);
+        let timestamps = self.batches.iter().map(|batch| batch.header.max_timestamp);
+        let length: usize = self.batches.iter().map(|batch| batch.bytes.len()).sum();
+        Run {
+            base_offset: header(self.batches.first()).map_or(0, |first| first.base_offset),
+            last_offset: header(self.batches.last()).map_or(0, |last| last.last_offset()),
+            max_timestamp: timestamps.max().unwrap_or(-1),
+            running_max_timestamp: -1,
+            written_ms: now_ms,
+            log_position: 0,
+            leader_epoch: self.epoch(),
+            length: u32::try_from(length).expect("a run is no longer than a frame"),
+        }
+    }
+}
+
+fn failure(path: PathBuf, doing: &'static str, error: &io::Error) -> StoreFailure {
+    StoreFailure { path, doing, reason: error.to_string() }
+}
+
+fn now_ms() -> i64 {
+    // A clock before 1970 is as wrong as one at 1970.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
