@@ -1,10 +1,10 @@
 //! Error codes in answers, for metrics.
 
 use millrace_protocol::messages::{
-    ApiVersionsResponse, CreatePartitionsResponse, CreateTopicsResponse, DeleteTopicsResponse,
-    DescribeClusterResponse, DescribeConfigsResponse, DescribeTopicPartitionsResponse, FetchResponse,
-    FindCoordinatorResponse, IncrementalAlterConfigsResponse, InitProducerIdResponse, ListOffsetsResponse,
-    MetadataResponse, ProduceResponse,
+    ApiVersionsResponse, CreatePartitionsResponse, CreateTopicsResponse, DeleteRecordsResponse,
+    DeleteTopicsResponse, DescribeClusterResponse, DescribeConfigsResponse, DescribeTopicPartitionsResponse,
+    FetchResponse, FindCoordinatorResponse, IncrementalAlterConfigsResponse, InitProducerIdResponse,
+    ListOffsetsResponse, MetadataResponse, ProduceResponse,
 };
 
 /// An answer that can say which errors it holds.
@@ -53,7 +53,11 @@ one_level!(
     DescribeTopicPartitionsResponse: topics,
     MetadataResponse: topics
 );
-two_levels!(ProduceResponse: responses.partition_responses, ListOffsetsResponse: topics.partitions);
+two_levels!(
+    ProduceResponse: responses.partition_responses,
+    ListOffsetsResponse: topics.partitions,
+    DeleteRecordsResponse: topics.partitions
+);
 
 impl ErrorCodes for FetchResponse {
     fn error_codes(&self, visit: &mut dyn FnMut(i16)) {

@@ -10,6 +10,7 @@ mod authorized;
 mod auto_create;
 mod create_partitions;
 mod create_topics;
+mod delete_records;
 mod delete_topics;
 mod describe_cluster;
 mod describe_configs;
@@ -200,6 +201,14 @@ impl Api {
             SupportedApi::DeleteTopics => match frame.decode() {
                 Ok(request) => {
                     let response = delete_topics::handle(&inner.metadata, &context, request).await;
+                    reply.encode(&inner.metrics, &response)
+                }
+                Err(error) => malformed(reply.key, error),
+            },
+            SupportedApi::DeleteRecords => match frame.decode() {
+                Ok(request) => {
+                    let delete = |partition, offset| inner.replicas.delete_records(partition, offset).boxed();
+                    let response = delete_records::handle(&image, &request, &delete).await;
                     reply.encode(&inner.metrics, &response)
                 }
                 Err(error) => malformed(reply.key, error),

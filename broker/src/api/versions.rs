@@ -26,6 +26,8 @@ pub enum SupportedApi {
     CreateTopics,
     /// Key 20.
     DeleteTopics,
+    /// Key 21.
+    DeleteRecords,
     /// Key 22.
     InitProducerId,
     /// Key 32.
@@ -68,6 +70,7 @@ pub const SERVED: &[ServedApi] = &[
     served(SupportedApi::ApiVersions, ApiKey::ApiVersions, 0, 4),
     served(SupportedApi::CreateTopics, ApiKey::CreateTopics, 2, 7),
     served(SupportedApi::DeleteTopics, ApiKey::DeleteTopics, 1, 6),
+    served(SupportedApi::DeleteRecords, ApiKey::DeleteRecords, 0, 2),
     // Version 6 is unstable in Kafka 4.3.
     served(SupportedApi::InitProducerId, ApiKey::InitProducerId, 0, 5),
     served(SupportedApi::DescribeConfigs, ApiKey::DescribeConfigs, 1, 4),

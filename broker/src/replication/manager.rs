@@ -248,6 +248,21 @@ impl ReplicaManager {
         }
     }
 
+    /// Deletes the records of a partition below `offset`, or below the high watermark, and answers with the log start
+    /// (D1). It lasts when this resolves. Dropping the future does not take it back.
+    pub async fn delete_records(
+        &self,
+        partition: TopicIdPartition,
+        offset: Option<i64>,
+    ) -> Result<i64, ErrorCode> {
+        let partition = self.inner.find(partition)?;
+        let delete = move || partition.delete_records(offset);
+        tokio::task::spawn_blocking(delete).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "deleting records");
+            Err(ErrorCode::UnknownServerError)
+        })
+    }
+
     /// Where a leader epoch ended (L2).
     pub fn leader_epoch_end(
         &self,

@@ -499,6 +499,28 @@ async fn special_and_real_timestamps_are_answered_o1_o2_o3() {
 }
 
 #[tokio::test]
+async fn records_are_deleted_up_to_the_high_watermark_and_not_in_a_compacted_topic_d1() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    for _ in 0..4 {
+        broker.produce(id(1, 0), batch(1, b"v")).await;
+    }
+    assert_eq!(broker.manager.delete_records(id(1, 0), Some(2)).await, Ok(2));
+    assert_eq!(broker.manager.delete_records(id(1, 0), Some(1)).await, Ok(2), "never moves back");
+    assert_eq!(broker.manager.delete_records(id(1, 0), Some(5)).await, Err(ErrorCode::OffsetOutOfRange));
+    assert_eq!(broker.manager.delete_records(id(1, 0), None).await, Ok(4));
+    assert_eq!(broker.manager.delete_records(id(9, 0), None).await, Err(ErrorCode::UnknownTopicOrPartition));
+    broker.manager.shutdown().await;
+    let settings = TopicSettings {
+        log: LogSettings { delete_old: false, ..LogSettings::default() },
+        ..TopicSettings::default()
+    };
+    let broker = Broker::start_with(volume.path(), image(6, &[(1, &[OURS])]), true, settings).await;
+    assert_eq!(broker.manager.logs()[0].log_start_offset, 4, "it lasts");
+    assert_eq!(broker.manager.delete_records(id(1, 0), None).await, Err(ErrorCode::PolicyViolation));
+}
+
+#[tokio::test]
 async fn nothing_is_led_before_the_broker_has_caught_up() {
     let volume = volume();
     let broker =

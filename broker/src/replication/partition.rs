@@ -394,6 +394,21 @@ impl Partition {
         }
     }
 
+    /// Deletes what lies below `offset`, or below the high watermark (D1). Blocks on the disk.
+    pub fn delete_records(&self, offset: Option<i64>) -> Result<i64, ErrorCode> {
+        self.check_leader(None)?;
+        if !self.settings().log.delete_old {
+            return Err(ErrorCode::PolicyViolation);
+        }
+        let high_watermark = self.high_watermark();
+        let offset = offset.unwrap_or(high_watermark);
+        if offset > high_watermark {
+            return Err(ErrorCode::OffsetOutOfRange);
+        }
+        self.log.set_log_start(offset).map_err(|error| self.report(&error))?;
+        Ok(self.log.ends().log_start)
+    }
+
     /// Where a leader epoch ended (L2): `(-1, -1)` if it is above all known ones.
     pub fn epoch_end(
         &self,
