@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help up down status kubeconfig build images crds test verify test-unit test-clients test-e2e fix \
+.PHONY: help up down status kubeconfig build images crds test verify test-unit test-clients test-e2e soak fix \
   deps clients rocksdb audit fmt lint docs deny generated scripts chart
 
 # Builds and downloads stay outside of the checkout, so that a fresh clone starts warm (scripts/env.sh).
@@ -54,6 +54,9 @@ test-clients: rocksdb clients # runs the broker's protocol tests, with real Kafk
 
 test-e2e: rocksdb clients # runs the tests on the cluster that `make up` started
 	@scripts/cargo-test.sh e2e
+
+soak: rocksdb # runs the crash test of the record store ten thousand times, each time differently; takes an hour
+	MILLRACE_CRASH_RUNS=10000 cargo test --workspace --locked --lib -- --nocapture crashes_and_power_losses
 
 fix: rocksdb # rewrites what verify complains about where a tool can: format, lints, generated files
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged

@@ -187,6 +187,11 @@ pub(super) struct PlacedRun {
 }
 
 impl PlacedRun {
+    /// Position after its last byte.
+    pub(super) fn end_position(&self) -> u64 {
+        u64::from(self.position) + u64::from(self.run.length)
+    }
+
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(13 + Run::LEN);
         out.put_u8(VERSION);

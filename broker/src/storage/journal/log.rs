@@ -191,17 +191,33 @@ impl JournalLog {
         self.shared.ask(|reply| Command::Sync { reply })
     }
 
-    /// The bytes of a run, wherever it is now.
+    /// The bytes of a run, wherever it is now; `None` if it is gone.
     fn run_bytes(&self, placed: PlacedRun) -> Result<Option<Bytes>, StorageError> {
-        let mut placed = placed;
+        Ok(self.runs_bytes(&[placed])?.map(|(bytes, _)| bytes))
+    }
+
+    /// The bytes of the first of some runs, and of those after it that follow it on the disk, in one read; and how many
+    /// runs that are. `None` if the first is gone.
+    fn runs_bytes(&self, runs: &[PlacedRun]) -> Result<Option<(Bytes, usize)>, StorageError> {
+        let Some(first) = runs.first() else { return Ok(None) };
+        if let Some(segment) = self.shared.segments.get(first.segment) {
+            let adjacent = |pair: &&[PlacedRun]| {
+                pair[0].segment == pair[1].segment && pair[0].end_position() == u64::from(pair[1].position)
+            };
+            let count = 1 + runs.windows(2).take_while(adjacent).count();
+            let length = runs[..count].iter().map(|placed| placed.run.length as usize).sum();
+            return segment.read(u64::from(first.position), length).map(|bytes| Some((bytes, count)));
+        }
+        // Moved since it was looked up, or deleted.
+        let mut placed = *first;
         for _ in 0..PLACE_TRIES {
-            if let Some(segment) = self.shared.segments.get(placed.segment) {
-                return segment.read(u64::from(placed.position), placed.run.length as usize).map(Some);
-            }
-            // Moved since it was looked up, or deleted.
             match self.shared.index.run_at_or_before(self.partition, placed.run.base_offset)? {
                 Some(found) if found.run.base_offset == placed.run.base_offset => placed = found,
                 _ => return Ok(None),
+            }
+            if let Some(segment) = self.shared.segments.get(placed.segment) {
+                let read = segment.read(u64::from(placed.position), placed.run.length as usize);
+                return read.map(|bytes| Some((bytes, 1)));
             }
         }
         Err(StorageError::Damaged {
@@ -237,8 +253,9 @@ impl JournalLog {
             true
         })?;
         let mut parts = Vec::new();
-        for placed in runs {
-            let Some(bytes) = self.run_bytes(placed)? else { break };
+        let mut rest = runs.as_slice();
+        while let Some((bytes, count)) = self.runs_bytes(rest)? {
+            rest = &rest[count..];
             let part = pick(&bytes, left);
             let whole_rest = part.end == bytes.len();
             if !part.is_empty() {

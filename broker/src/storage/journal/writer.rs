@@ -40,6 +40,10 @@ use crate::storage::{
 /// Most bytes of a frame, and never more than a quarter of a segment; a single larger batch has a frame of its own.
 const FRAME_BYTES: usize = 1 << 20;
 
+/// Bytes after which a log's batches in a frame become another run: the index finds runs, so a reader that wants little
+/// need not read more than this beside it.
+const RUN_BYTES: usize = 128 << 10;
+
 /// Most bytes written without a sync.
 pub(super) const MAX_UNSYNCED_BYTES: u64 = 32 << 20;
 
@@ -521,13 +525,16 @@ struct Layout<'a> {
 struct PlannedRun<'a> {
     log: &'a Arc<JournalLog>,
     batches: Vec<&'a AppendBatch>,
+    bytes: usize,
 }
 
 impl<'a> Layout<'a> {
     /// Whether the batch becomes part of the last run.
     fn continues(&self, log: &JournalLog, batch: &AppendBatch) -> bool {
         let epoch = batch.header.partition_leader_epoch;
-        self.runs.last().is_some_and(|run| run.log.id() == log.id() && run.epoch() == epoch)
+        self.runs
+            .last()
+            .is_some_and(|run| run.log.id() == log.id() && run.epoch() == epoch && run.bytes < RUN_BYTES)
     }
 
     /// Bytes by which the batch makes the frame longer.
@@ -538,9 +545,10 @@ impl<'a> Layout<'a> {
     fn push(&mut self, log: &'a Arc<JournalLog>, batch: &'a AppendBatch) {
         self.bytes += self.cost(log, batch);
         if !self.continues(log, batch) {
-            self.runs.push(PlannedRun { log, batches: Vec::new() });
+            self.runs.push(PlannedRun { log, batches: Vec::new(), bytes: 0 });
         }
         if let Some(last) = self.runs.last_mut() {
+            last.bytes += batch.bytes.len();
             last.batches.push(batch);
         }
     }
@@ -555,7 +563,6 @@ impl PlannedRun<'_> {
     fn run(&self, now_ms: i64) -> Run {
         let header = |batch: Option<&&AppendBatch>| batch.map(|batch| batch.header);
         let timestamps = self.batches.iter().map(|batch| batch.header.max_timestamp);
-        let length: usize = self.batches.iter().map(|batch| batch.bytes.len()).sum();
         Run {
             base_offset: header(self.batches.first()).map_or(0, |first| first.base_offset),
             last_offset: header(self.batches.last()).map_or(0, |last| last.last_offset()),
@@ -564,7 +571,7 @@ impl PlannedRun<'_> {
             written_ms: now_ms,
             log_position: 0,
             leader_epoch: self.epoch(),
-            length: u32::try_from(length).expect("a run is no longer than a frame"),
+            length: u32::try_from(self.bytes).expect("a run is no longer than a frame"),
         }
     }
 }
