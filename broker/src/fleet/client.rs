@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,9 @@ const MAX_BACK_OFF: Duration = Duration::from_secs(1);
 
 /// Calls that wait for the socket; the next caller waits for room, within its timeout.
 const MAX_QUEUED_CALLS: usize = 128;
+
+/// Losses that a reader of [`FleetClient::losses`] may be behind before it misses some.
+const LOSSES_KEPT: usize = 256;
 
 /// Must be well below the time after which the other side gives a silent caller up.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -104,6 +107,7 @@ struct Shared {
     local: LocalNode,
     tls: Option<Tls>,
     peers: Mutex<HashMap<PeerAddress, Arc<Peer>>>,
+    losses: broadcast::Sender<PeerAddress>,
 }
 
 #[derive(Debug)]
@@ -129,7 +133,14 @@ struct BackOff {
 impl FleetClient {
     /// Calls as `local`. With `tls` every connection is encrypted and both ends are verified.
     pub fn new(local: LocalNode, tls: Option<Tls>) -> Self {
-        Self { shared: Arc::new(Shared { local, tls, peers: Mutex::default() }) }
+        let losses = broadcast::Sender::new(LOSSES_KEPT);
+        Self { shared: Arc::new(Shared { local, tls, peers: Mutex::default(), losses }) }
+    }
+
+    /// Connections that the other side ended from now on, as its operating system does within moments when the
+    /// process is gone. A connection that this side gave up is not among them.
+    pub fn losses(&self) -> broadcast::Receiver<PeerAddress> {
+        self.shared.losses.subscribe()
     }
 
     /// Calls `peer` and waits for its answer for `timeout`, connecting included.
@@ -212,6 +223,12 @@ impl FleetClient {
     async fn connect(&self, peer: &PeerAddress) -> Result<Connection, CallError> {
         let failed = |error: io::Error| unreachable(&peer.address, &error.to_string());
         let stream = TcpStream::connect(&peer.address).await.map_err(failed)?;
+        self.open(stream, peer).await
+    }
+
+    /// Makes a call connection of a socket.
+    pub(super) async fn open(&self, stream: TcpStream, peer: &PeerAddress) -> Result<Connection, CallError> {
+        let failed = |error: io::Error| unreachable(&peer.address, &error.to_string());
         let _ = stream.set_nodelay(true);
         match &self.shared.tls {
             Some(tls) => {
@@ -232,7 +249,7 @@ impl FleetClient {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         match hello::call(&mut stream, self.shared.local, peer.node_id).await {
-            Ok(_) => Ok(Connection::start(stream)),
+            Ok(_) => Ok(Connection::start(stream, peer.clone(), self.shared.losses.clone())),
             Err(HelloError::Refused(reason)) => {
                 Err(CallError::Refused { address: peer.address.clone(), reason })
             }
@@ -251,7 +268,7 @@ struct Closed;
 type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Bytes, Failure>>>>>;
 
 #[derive(Debug)]
-struct Connection {
+pub(super) struct Connection {
     outgoing: mpsc::Sender<Frame>,
     waiting: Waiting,
     next_correlation_id: AtomicU64,
@@ -262,7 +279,7 @@ struct Connection {
 }
 
 impl Connection {
-    fn start<S>(stream: S) -> Self
+    fn start<S>(stream: S, peer: PeerAddress, losses: broadcast::Sender<PeerAddress>) -> Self
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -276,16 +293,20 @@ impl Connection {
         let pings = outgoing.downgrade();
         let (answered, last) = (Arc::clone(&waiting), Arc::clone(&heard));
         tokio::spawn(async move {
-            tokio::select! {
+            let lost = tokio::select! {
                 biased;
-                () = end.cancelled() => {}
-                () = read_answers(reader, &answered, &last) => {}
-                _ = write_frames(writer, frames) => {}
-                () = ping(pings) => {}
-            }
+                () = end.cancelled() => false,
+                () = read_answers(reader, &answered, &last) => true,
+                written = write_frames(writer, frames) => written.is_err(),
+                () = ping(pings) => false,
+            };
             end.cancel();
             // Dropping the senders tells the waiting callers.
             answered.lock().clear();
+            if lost {
+                // Nobody may be listening.
+                let _ = losses.send(peer);
+            }
         });
         Self { outgoing, waiting, next_correlation_id: AtomicU64::new(1), heard, cancel }
     }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::fleet::frame::FailureKind;
-use crate::fleet::{CallHandler, FleetListener};
+use crate::fleet::{CallHandler, FleetListener, Probe};
 use crate::security::tls::tests::Authority;
 
 const CALLER: LocalNode = LocalNode { cluster_id: Uuid::from_u128(1), node_id: 11 };
@@ -263,4 +263,46 @@ async fn rotated_certificates_serve_new_connections() {
     assert!(echoes(&old, &server.peer()).await.is_ok(), "the open connection was closed");
     stop.cancel();
     watch.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_the_peer_ends_is_a_loss_and_one_that_is_given_up_is_none() {
+    let server = Server::start("127.0.0.1:0", None).await;
+    let client = FleetClient::new(CALLER, None);
+    let mut losses = client.losses();
+    let peer = server.peer();
+    echoes(&client, &peer).await.unwrap();
+    // A call without an answer on a silent connection makes this side give it up.
+    let stuck = client.call(&peer, Method::Join, body("hang"), Duration::from_millis(50)).await;
+    assert!(matches!(stuck, Err(CallError::Timeout { .. })), "{stuck:?}");
+    echoes(&client, &peer).await.unwrap();
+    assert!(losses.try_recv().is_err());
+    server.stop().await;
+    let lost = tokio::time::timeout(PATIENCE, losses.recv()).await.expect("the loss is told");
+    assert_eq!(lost.unwrap(), peer);
+}
+
+#[tokio::test]
+async fn a_probe_tells_a_process_that_is_gone_from_one_that_is_alive_or_silent() {
+    const SHORT: Duration = Duration::from_millis(200);
+    let client = FleetClient::new(CALLER, None);
+    let server = Server::start("127.0.0.1:0", None).await;
+    let peer = server.peer();
+    assert_eq!(client.probe(&peer, PATIENCE).await, Probe::Alive);
+    let another = PeerAddress { node_id: Some(99), ..peer.clone() };
+    assert_eq!(client.probe(&another, PATIENCE).await, Probe::Gone, "another node holds the port");
+    let address = server.stop().await;
+    assert_eq!(client.probe(&peer, PATIENCE).await, Probe::Gone);
+
+    // As with a process that is stopped: the kernel accepts for it, and nothing comes back.
+    let silent = tokio::net::TcpListener::bind(address).await.unwrap();
+    assert_eq!(client.probe(&peer, SHORT).await, Probe::Unknown);
+    // As with something in between that accepts for a process that is not there.
+    let hangs_up = tokio::spawn(async move {
+        while let Ok((stream, _)) = silent.accept().await {
+            drop(stream);
+        }
+    });
+    assert_eq!(client.probe(&peer, SHORT).await, Probe::Unknown);
+    hangs_up.abort();
 }

@@ -12,6 +12,7 @@ pub mod client;
 pub mod frame;
 mod hello;
 pub mod listener;
+mod probe;
 mod serve;
 
 use bytes::Bytes;
@@ -21,6 +22,7 @@ use uuid::Uuid;
 pub use client::{CallError, FleetClient, PeerAddress};
 pub use frame::{Failure, FailureKind, MAX_FRAME_BYTES};
 pub use listener::{FleetListener, ListenError};
+pub use probe::Probe;
 
 /// Which end of connections this broker is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,12 +53,16 @@ pub enum Method {
     Heartbeat = 7,
     /// A broker wants to follow the metadata log.
     Join = 8,
+    /// A voter wants to stand for election at once, as the leader's process is gone.
+    LeaderGone = 9,
+    /// Asks the leader how far every member of the quorum is.
+    DescribeQuorum = 10,
 }
 
 impl Method {
     /// The method with this number.
     pub fn from_code(code: u8) -> Option<Self> {
-        const ALL: [Method; 8] = [
+        const ALL: [Method; 10] = [
             Method::AppendEntries,
             Method::Vote,
             Method::PreVote,
@@ -65,6 +71,8 @@ impl Method {
             Method::Controller,
             Method::Heartbeat,
             Method::Join,
+            Method::LeaderGone,
+            Method::DescribeQuorum,
         ];
         ALL.into_iter().find(|method| *method as u8 == code)
     }

@@ -149,6 +149,7 @@ mod tests {
             leader: Some(71),
             voters: [70, 71].into(),
             members: BTreeMap::from([(70, "a".to_owned()), (71, "b".to_owned()), (72, "c".to_owned())]),
+            joint: false,
         };
         let view = cluster(&image(), &quorum);
         assert_eq!(view.controller_id, Some(1));

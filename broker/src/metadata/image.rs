@@ -74,6 +74,15 @@ impl BrokerImage {
     }
 }
 
+/// The broker that a lost volume belonged to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetiredNode {
+    /// Broker, which has registered with another volume since.
+    pub broker_id: BrokerId,
+    /// The lost volume.
+    pub volume_uuid: Uuid,
+}
+
 /// One replica of a partition: a broker, and the volume on it that holds the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replica {
@@ -154,6 +163,9 @@ pub struct MetadataImage {
     pub next_producer_id: i64,
     /// First broker id that was never granted.
     pub next_broker_id: BrokerId,
+    /// Raft nodes whose volumes were lost, by node id. None may be a member of the quorum again: it has forgotten what
+    /// it voted for.
+    pub retired_nodes: BTreeMap<u64, RetiredNode>,
 }
 
 impl MetadataImage {
@@ -169,6 +181,7 @@ impl MetadataImage {
             broker_configs: BTreeMap::new(),
             next_producer_id: 0,
             next_broker_id: 0,
+            retired_nodes: BTreeMap::new(),
         }
     }
 
@@ -181,6 +194,11 @@ impl MetadataImage {
     pub fn partition(&self, partition: TopicIdPartition) -> Option<&PartitionImage> {
         let number = usize::try_from(partition.partition).ok()?;
         self.topics.get(&partition.topic_id)?.partitions.get(number)
+    }
+
+    /// The broker that runs on this Raft node.
+    pub fn broker_of_node(&self, node_id: u64) -> Option<&Arc<BrokerImage>> {
+        self.brokers.values().find(|broker| broker.raft_node_id == node_id)
     }
 
     /// Brokers that clients may see, by id.

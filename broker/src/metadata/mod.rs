@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use self::controller::{ControllerRequest, ControllerResponse};
 use self::image::MetadataImage;
-use self::service::Shared;
+use self::service::{QuorumDescription, Shared};
 
 /// How long [`MetadataHandle::call`] tries: longer than an election takes, shorter than clients wait.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -100,6 +100,16 @@ impl MetadataHandle {
     ) -> Result<ControllerResponse, ControllerError> {
         match &self.source {
             Source::Live(shared) => shared.ask(request, timeout).await.map(|answer| answer.response),
+            Source::Fixed(_) => {
+                Err(ControllerError::Unavailable { message: "this broker has no metadata quorum".to_owned() })
+            }
+        }
+    }
+
+    /// The state of the metadata quorum, from its leader.
+    pub async fn describe_quorum(&self, timeout: Duration) -> Result<QuorumDescription, ControllerError> {
+        match &self.source {
+            Source::Live(shared) => shared.describe_quorum(timeout).await,
             Source::Fixed(_) => {
                 Err(ControllerError::Unavailable { message: "this broker has no metadata quorum".to_owned() })
             }

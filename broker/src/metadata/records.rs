@@ -10,8 +10,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::image::{
-    BrokerId, BrokerImage, Endpoint, MetadataImage, PartitionImage, TopicIdPartition, TopicImage,
-    TopicOwnerImage,
+    BrokerId, BrokerImage, Endpoint, MetadataImage, PartitionImage, RetiredNode, TopicIdPartition,
+    TopicImage, TopicOwnerImage,
 };
 
 pub use codec::RecordError;
@@ -99,6 +99,13 @@ pub enum Record {
         /// First id that was never granted.
         next_broker_id: BrokerId,
     },
+    /// A Raft node's volume was lost, and its broker has registered with another one.
+    RetiredNode {
+        /// Raft node id, never to be used again.
+        raft_node_id: u64,
+        /// What it belonged to.
+        retired: RetiredNode,
+    },
 }
 
 /// A record that does not fit the image.
@@ -170,6 +177,9 @@ impl MetadataImage {
             Record::TopicOwner { topic_id, owner } => self.topic_mut(*topic_id)?.owner.clone_from(owner),
             Record::ProducerIds { next_producer_id } => self.next_producer_id = *next_producer_id,
             Record::BrokerIds { next_broker_id } => self.next_broker_id = *next_broker_id,
+            Record::RetiredNode { raft_node_id, retired } => {
+                self.retired_nodes.insert(*raft_node_id, *retired);
+            }
         }
         Ok(())
     }
@@ -180,6 +190,9 @@ impl MetadataImage {
             Record::ProducerIds { next_producer_id: self.next_producer_id },
             Record::BrokerIds { next_broker_id: self.next_broker_id },
         ];
+        for (raft_node_id, retired) in &self.retired_nodes {
+            records.push(Record::RetiredNode { raft_node_id: *raft_node_id, retired: *retired });
+        }
         for broker in self.brokers.values() {
             records.push(Record::RegisterBroker(registration_of(broker)));
             records.push(Record::Broker(broker.as_ref().clone()));

@@ -5,7 +5,7 @@ use millrace_protocol::wire::{DecodeError, Decoder, EncodeError, Encoder};
 
 use super::{ConfigTarget, Record, Registration};
 use crate::metadata::image::{
-    BrokerImage, Endpoint, PartitionImage, Replica, TopicIdPartition, TopicOwnerImage,
+    BrokerImage, Endpoint, PartitionImage, Replica, RetiredNode, TopicIdPartition, TopicOwnerImage,
 };
 use crate::schema::records as wire;
 
@@ -126,6 +126,13 @@ impl Record {
             Self::BrokerIds { next_broker_id } => {
                 wire::BrokerIdsRecord { next_broker_id: *next_broker_id, ..Default::default() }.into()
             }
+            Self::RetiredNode { raft_node_id, retired } => wire::RetiredNodeRecord {
+                raft_node_id: raft_node_id.cast_signed(),
+                broker_id: retired.broker_id,
+                volume_uuid: retired.volume_uuid,
+                ..Default::default()
+            }
+            .into(),
         }
     }
 
@@ -199,6 +206,10 @@ impl Record {
             wire::MetadataRecord::BrokerIds(record) => {
                 Self::BrokerIds { next_broker_id: record.next_broker_id }
             }
+            wire::MetadataRecord::RetiredNode(record) => Self::RetiredNode {
+                raft_node_id: record.raft_node_id.cast_unsigned(),
+                retired: RetiredNode { broker_id: record.broker_id, volume_uuid: record.volume_uuid },
+            },
         }
     }
 }
@@ -314,6 +325,10 @@ mod tests {
             },
             Record::ProducerIds { next_producer_id: i64::MAX },
             Record::BrokerIds { next_broker_id: 4 },
+            Record::RetiredNode {
+                raft_node_id: u64::MAX,
+                retired: RetiredNode { broker_id: 2, volume_uuid: Uuid::from_u128(8) },
+            },
         ]
     }
 

@@ -1,19 +1,24 @@
 //! Runs the controller, and keeps this broker part of the cluster.
 //!
-//! Three tasks around one [`RaftNode`]: the controller runtime (`runtime`) decides requests one after another while
+//! Four tasks around one [`RaftNode`]: the controller runtime (`runtime`) decides requests one after another while
 //! this node leads; the lifecycle (`lifecycle`) joins the quorum, registers the broker and sends heartbeats; the
-//! members task (`members`) makes followers of the log voters. Calls of other brokers come in through `calls`. Who is
-//! alive is known to the leader only, in memory (`sessions`): a new leader gives everyone the time of one session.
+//! members task (`members`) decides who votes; the crash task (`crash`, `succession`) notices at once when the process
+//! of another broker is gone. Calls of other brokers come in through `calls`. Who is alive is known to the leader only,
+//! in memory (`sessions`): a new leader probes everyone once, and gives who is silent the time of one session.
 
 mod calls;
+mod crash;
+mod describe;
 mod lifecycle;
 mod members;
 mod runtime;
 mod sessions;
+mod succession;
+mod voters;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
@@ -30,7 +35,9 @@ use super::{ControllerError, MetadataHandle};
 use crate::fleet::{CallHandler, FleetClient, LocalNode};
 use crate::volume::Volume;
 
+pub use self::describe::{QuorumDescription, ReplicaDescription};
 pub use self::lifecycle::BrokerState;
+pub use self::voters::VoterPolicy;
 
 /// Requests that wait for the controller. At a few milliseconds each this is a second of work; beyond that, waiting
 /// callers are told that it is busy when their time is up.
@@ -51,8 +58,10 @@ pub struct MetadataOptions {
     pub heartbeat_interval: Duration,
     /// Timing of elections.
     pub timings: RaftTimings,
-    /// Log entries after which the metadata is written as a snapshot.
+    /// Log entries after which the metadata is written as a snapshot (`metadata.log.snapshot.interval.entries`).
     pub snapshot_every: u64,
+    /// Who votes in the quorum.
+    pub voters: VoterPolicy,
     /// What the controller's decisions depend on besides the image.
     pub settings: Arc<dyn Settings>,
 }
@@ -81,6 +90,7 @@ impl MetadataOptions {
             heartbeat_interval: Duration::from_millis(2000),
             timings: RaftTimings::default(),
             snapshot_every: 5000,
+            voters: VoterPolicy::default(),
             settings,
         }
     }
@@ -122,6 +132,12 @@ pub(super) struct Shared {
     client: FleetClient,
     work: mpsc::Sender<Work>,
     sessions: Mutex<Sessions>,
+    /// Term in which this node is the controller.
+    office: watch::Sender<Option<u64>>,
+    /// Raft nodes whose processes may be gone.
+    suspicions: mpsc::Sender<u64>,
+    /// When each member was last seen to have the whole log; kept by the leader.
+    caught_up: Mutex<BTreeMap<u64, SystemTime>>,
     broker: watch::Sender<BrokerState>,
     /// Set when the broker wants to leave service, and never unset.
     stopping: watch::Sender<bool>,
@@ -156,10 +172,14 @@ impl MetadataService {
         })
         .await?;
         let (work, queue) = mpsc::channel(WORK_QUEUE);
+        let (suspicions, suspected) = mpsc::channel(crash::MAX_SUSPICIONS);
         let shared = Arc::new(Shared {
             node: Arc::new(node),
             local,
             sessions: Mutex::new(Sessions::new(options.session_timeout)),
+            office: watch::Sender::new(None),
+            suspicions,
+            caught_up: Mutex::default(),
             broker: watch::Sender::new(BrokerState {
                 broker_id: volume.broker_id(),
                 ..BrokerState::default()
@@ -174,6 +194,7 @@ impl MetadataService {
         tasks.spawn(runtime::run(Arc::clone(&shared), queue, cancel.clone()));
         tasks.spawn(lifecycle::run(Arc::clone(&shared), cancel.clone()));
         tasks.spawn(members::run(Arc::clone(&shared), cancel.clone()));
+        tasks.spawn(crash::run(Arc::clone(&shared), suspected, cancel.clone()));
         tasks.close();
         Ok(Self { shared, tasks, cancel })
     }
@@ -287,6 +308,8 @@ impl Shared {
             }
             status.mark_unchanged();
             match self.ask_once(&request, deadline).await {
+                // Nothing was changed that could be seen; a node that was removed from the quorum would wait for ever.
+                Ok(answer) if Self::refused(&answer.response).is_some() => return Ok(answer),
                 Ok(answer) => {
                     self.wait_for_image(answer.log_index, deadline).await?;
                     return Ok(answer);
@@ -356,3 +379,8 @@ impl Shared {
 #[expect(clippy::unwrap_used, reason = "tests may panic")]
 #[path = "service/service_test.rs"]
 pub(crate) mod tests;
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+#[path = "service/quorum_test.rs"]
+mod quorum_tests;

@@ -26,7 +26,10 @@ use crate::health::{self, Health};
 use crate::management;
 use crate::metadata::MetadataHandle;
 use crate::metadata::image::{BrokerId, Endpoint, MetadataImage};
-use crate::metadata::service::{BrokerFacts, BrokerState, Member, MetadataOptions, MetadataService};
+use crate::metadata::raft::RaftTimings;
+use crate::metadata::service::{
+    BrokerFacts, BrokerState, Member, MetadataOptions, MetadataService, VoterPolicy,
+};
 use crate::metrics::Metrics;
 use crate::replication::{ReplicaManager, ReplicaManagerOptions};
 use crate::security::tls::{self, Tls};
@@ -243,6 +246,12 @@ impl Broker {
         options.bootstrap_servers = config.quorum_bootstrap_servers.iter().map(HostPort::to_string).collect();
         options.session_timeout = config.session_timeout;
         options.heartbeat_interval = config.heartbeat_interval;
+        options.timings = RaftTimings::within(config.quorum.fetch_timeout);
+        options.snapshot_every = config.quorum.snapshot_interval;
+        options.voters = VoterPolicy {
+            count: config.quorum.voters,
+            replacement_delay: config.quorum.voter_replacement_delay,
+        };
         let client = FleetClient::new(local, tls.clone());
         let volume_uuid = volume.volume_uuid();
         let volume_path = volume.path().to_path_buf();

@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -115,9 +116,28 @@ pub fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// What a fleet is like.
+#[derive(Clone, Debug)]
+pub struct FleetPlan {
+    /// Brokers.
+    pub brokers: usize,
+    /// How many of them form the quorum; the others find it.
+    pub first_voters: usize,
+    /// Lines of every broker's configuration file.
+    pub settings: Vec<&'static str>,
+}
+
+impl FleetPlan {
+    /// All brokers form the quorum, and nothing is set.
+    pub fn of(brokers: usize) -> Self {
+        Self { brokers, first_voters: brokers, settings: Vec::new() }
+    }
+}
+
 /// Several brokers of one cluster, on loopback and without TLS.
 #[derive(Debug)]
 pub struct Fleet {
+    plan: FleetPlan,
     directory: TempDir,
     cluster_id: String,
     ports: Vec<Ports>,
@@ -134,12 +154,19 @@ struct Ports {
 impl Fleet {
     /// Starts `count` brokers, forms their quorum, and waits until all are in service.
     pub fn start(count: usize) -> Self {
+        Self::start_as(FleetPlan::of(count))
+    }
+
+    /// Starts what is planned, forms the quorum, and waits until all are in service.
+    pub fn start_as(plan: FleetPlan) -> Self {
+        let count = plan.brokers;
         let ports = free_ports(count * 3);
         let ports: Vec<Ports> = ports
             .chunks(3)
             .map(|ports| Ports { client: ports[0], fleet: ports[1], health: ports[2] })
             .collect();
         let mut fleet = Self {
+            plan,
             directory: TempDir::new().expect("a temporary folder can be made"),
             cluster_id: "AAAAAAAAAAAAAAAAAAAAAQ".to_owned(),
             ports,
@@ -167,6 +194,32 @@ impl Fleet {
     /// Kills one broker without a chance to tidy up.
     pub fn kill(&mut self, number: usize) {
         self.brokers[number].take().expect("the broker runs").kill();
+    }
+
+    /// Kills brokers as nearly at once as can be.
+    pub fn kill_together(&mut self, numbers: impl IntoIterator<Item = usize>) {
+        let mut killed: Vec<Broker> =
+            numbers.into_iter().map(|number| self.brokers[number].take().expect("the broker runs")).collect();
+        killed.iter_mut().for_each(|broker| broker.child.kill().expect("the broker runs"));
+        killed.into_iter().for_each(Broker::kill);
+    }
+
+    /// Sends a signal, such as `STOP`, to one broker's process.
+    pub fn signal(&self, number: usize, signal: &str) {
+        let pid = self.brokers[number].as_ref().expect("the broker runs").pid().to_string();
+        let status = Command::new("kill").args(["-s", signal, &pid]).status().expect("kill can be run");
+        assert!(status.success(), "the broker runs");
+    }
+
+    /// Loses the volume of a broker that was killed.
+    pub fn lose_volume(&self, number: usize) {
+        std::fs::remove_dir_all(self.data_dir(number)).expect("the broker had a volume");
+    }
+
+    /// The cluster as one broker shows it to the operator; `None` while it knows of no leader.
+    pub fn cluster(&self, number: usize) -> Option<Value> {
+        let (status, view) = self.management(number, "GET", "/v1/cluster", None)?;
+        (status == 200).then_some(view)
     }
 
     /// Starts a broker that was killed, on the volume that it had.
@@ -215,7 +268,7 @@ impl Fleet {
              listener.security.protocol.map=CLIENT:PLAINTEXT,FLEET:PLAINTEXT\n\
              inter.broker.listener.name=FLEET\n\
              controller.quorum.bootstrap.servers={}\n\
-             health.listener=127.0.0.1:{}\n",
+             health.listener=127.0.0.1:{}\n{}\n",
             self.cluster_id,
             self.data_dir(number).display(),
             ports.client,
@@ -224,6 +277,7 @@ impl Fleet {
             ports.fleet,
             quorum.join(","),
             ports.health,
+            self.plan.settings.join("\n"),
         )
     }
 
@@ -236,7 +290,7 @@ impl Fleet {
     }
 
     fn bootstrap(&self) {
-        let voters: Vec<Value> = (0..self.ports.len())
+        let voters: Vec<Value> = (0..self.plan.first_voters)
             .map(|number| {
                 let identity = until("a broker to tell its identity", || {
                     let (status, identity) = self.management(number, "GET", "/v1/identity", None)?;
@@ -251,14 +305,20 @@ impl Fleet {
     }
 }
 
-/// Ports that nobody listens on at the moment.
+/// Ports that nobody listens on at the moment. Below those that the system gives to outgoing connections, one of which
+/// might take a port before the broker does, or while a killed one is away.
 pub fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("loopback has free ports")).collect();
-    listeners
-        .iter()
-        .map(|listener| listener.local_addr().expect("a bound socket has an address").port())
-        .collect()
+    const FIRST: u32 = 21_000;
+    const NUMBER: u32 = 11_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Test programs that run side by side begin at different places.
+    let offset = std::process::id().wrapping_mul(389);
+    let next = || FIRST + NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(offset) % NUMBER;
+    let candidates = std::iter::repeat_with(next).take(NUMBER as usize).map(|port| port as u16);
+    let free = candidates.filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    let ports: Vec<u16> = free.take(count).collect();
+    assert_eq!(ports.len(), count, "loopback has free ports");
+    ports
 }
 
 /// One HTTP request on a connection of its own; `None` when nobody answers.

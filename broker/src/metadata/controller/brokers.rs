@@ -7,7 +7,7 @@ use super::Settings;
 use super::draft::Draft;
 use super::elections::reelect_partitions_of;
 use super::requests::ControllerResponse;
-use crate::metadata::image::{BrokerId, BrokerImage, Endpoint, NO_LEADER};
+use crate::metadata::image::{BrokerId, BrokerImage, Endpoint, NO_LEADER, RetiredNode};
 use crate::metadata::records::{Record, Registration};
 
 /// A broker says that it has started.
@@ -49,6 +49,14 @@ pub(super) fn register(
         Ok(broker_id) => broker_id,
         Err(refusal) => return ControllerResponse::Refused(refusal),
     };
+    let former =
+        draft.image().brokers.get(&broker_id).map(|former| (former.raft_node_id, former.volume_uuid));
+    if let Some((raft_node_id, volume_uuid)) = former
+        && raft_node_id != request.raft_node_id
+    {
+        let retired = RetiredNode { broker_id, volume_uuid };
+        draft.push(Record::RetiredNode { raft_node_id, retired });
+    }
     draft.push(Record::RegisterBroker(Registration {
         broker_id,
         volume_uuid: request.volume_uuid,
@@ -64,6 +72,12 @@ pub(super) fn register(
 
 fn grant_id(draft: &Draft, request: &RegisterBroker) -> Result<BrokerId, ApiError> {
     let image = draft.image();
+    if let Some(retired) = image.retired_nodes.get(&request.raft_node_id) {
+        return Err(refused(format!(
+            "volume {} was given up as lost when broker {} came up on another one; this broker needs an empty volume",
+            retired.volume_uuid, retired.broker_id
+        )));
+    }
     let holder = image.brokers.values().find(|broker| broker.volume_uuid == request.volume_uuid);
     match (holder, request.wanted_id) {
         (Some(holder), Some(wanted)) if holder.broker_id != wanted => Err(refused(format!(
@@ -209,6 +223,25 @@ mod tests {
             matches!(&decision.response, ControllerResponse::Refused(error) if error.message.contains("in use"))
         );
         assert_eq!(next.brokers, image.brokers);
+    }
+
+    #[test]
+    fn a_node_whose_broker_comes_up_on_another_volume_is_retired_for_good() {
+        let image = image([broker(0).fenced(), broker(1)]);
+        let old_node = image.brokers[&0].raft_node_id;
+        let anew = ControllerRequest::RegisterBroker(registration(0, Uuid::from_u128(9)));
+        let (next, _) = run(&image, anew.clone(), &TestSettings::default());
+        let retired = RetiredNode { broker_id: 0, volume_uuid: volume_of(0) };
+        assert_eq!(next.retired_nodes.get(&old_node), Some(&retired));
+        let (again, _) = run(&next, anew, &TestSettings::default());
+        assert_eq!(again.retired_nodes.len(), 1, "the new node stays what it is");
+
+        let back = RegisterBroker { raft_node_id: old_node, ..registration(0, volume_of(0)) };
+        let (after, decision) = run(&next, ControllerRequest::RegisterBroker(back), &TestSettings::default());
+        assert!(
+            matches!(&decision.response, ControllerResponse::Refused(error) if error.message.contains("given up as lost"))
+        );
+        assert_eq!(after.brokers, next.brokers);
     }
 
     #[test]

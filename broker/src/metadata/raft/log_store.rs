@@ -63,6 +63,22 @@ pub(super) struct Closer {
     thread: Option<JoinHandle<()>>,
 }
 
+/// Where the log ends. Does not keep the store open.
+pub(super) struct LogEnd(Arc<Memory>);
+
+impl LogEnd {
+    /// Last entry that was appended, whether it is on disk yet or not.
+    pub(super) fn last(&self) -> Option<LogId> {
+        self.0.state.lock().last
+    }
+
+    /// Index of the first entry that has not been dropped.
+    #[cfg(test)]
+    pub(super) fn first_index(&self) -> u64 {
+        self.0.state.lock().first_index()
+    }
+}
+
 #[derive(Default)]
 struct Memory {
     state: Mutex<State>,
@@ -148,6 +164,11 @@ impl LogStore {
         let (requests, thread) = writer::start(Arc::clone(&db), last_index, Arc::clone(&memory) as _)?;
         let closer = Closer { db: Arc::downgrade(&db), thread: Some(thread) };
         Ok((Self { shared: Arc::new(Shared { db, memory, requests }) }, closer))
+    }
+
+    /// Tells where the log ends, also while the store is being closed.
+    pub(super) fn log_end(&self) -> LogEnd {
+        LogEnd(Arc::clone(&self.shared.memory))
     }
 
     /// The stored snapshot. Blocks on the disk.

@@ -7,29 +7,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::{Bytes, BytesMut};
-use openraft::async_runtime::watch::WatchReceiver;
-use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
-use openraft::raft::SnapshotResponse;
-use openraft::{ChangeMembers, Config, Raft, ReadPolicy, SnapshotPolicy};
+use bytes::Bytes;
+use openraft::errors::{ClientWriteError, InitializeError, RaftError};
+use openraft::{Config, Raft, ReadPolicy, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::codec::{self, CodecError, SnapshotPiece};
-use super::log_store::{Closer, LogStore, MAX_ENTRY_BYTES};
+use super::codec::{self, CodecError};
+use super::log_store::{Closer, LogEnd, LogStore, MAX_ENTRY_BYTES};
 use super::network::Network;
 use super::state_machine::StateMachine;
-use super::types::{Applied, Command, Node, Snapshot, TypeConfig};
+use super::status::{QuorumStatus, watch_status};
+use super::succession::LeaderOfTerm;
+use super::transfers::Transfer;
+use super::types::{Applied, Command, Node, TypeConfig};
 use crate::fleet::{Failure, FailureKind, FleetClient, Method};
 use crate::metadata::image::MetadataImage;
 use crate::metadata::records::Record;
 
-type MetadataRaft = Raft<TypeConfig, StateMachine>;
-
-/// Snapshots that are being received at a time. Only a leader sends one; a second sender means a change of leaders.
-const MAX_SNAPSHOT_TRANSFERS: usize = 4;
-const MAX_SNAPSHOT_BYTES: u64 = 1 << 30;
+pub(super) type MetadataRaft = Raft<TypeConfig, StateMachine>;
 
 /// How long a new leader waits for a majority to confirm it.
 const BARRIER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,14 +42,22 @@ pub struct RaftTimings {
     pub heartbeat_interval: Duration,
 }
 
+impl RaftTimings {
+    /// Elections after at least this silence of the leader, and at most half as much again, which is also how long
+    /// its lease runs. A heartbeat fits six times.
+    pub fn within(silence: Duration) -> Self {
+        Self {
+            election_timeout_min: silence,
+            election_timeout_max: silence * 3 / 2,
+            heartbeat_interval: silence / 6,
+        }
+    }
+}
+
 impl Default for RaftTimings {
     /// Generous, for slow disks and busy machines.
     fn default() -> Self {
-        Self {
-            election_timeout_min: Duration::from_millis(1500),
-            election_timeout_max: Duration::from_millis(3000),
-            heartbeat_interval: Duration::from_millis(300),
-        }
+        Self::within(Duration::from_secs(2))
     }
 }
 
@@ -133,77 +138,25 @@ pub enum ProposeError {
     Stopped(String),
 }
 
-/// The membership was not changed.
-#[derive(Debug, thiserror::Error)]
-pub enum MembershipError {
-    /// Only the leader can.
-    #[error("this node does not lead the metadata quorum")]
-    NotLeader,
-    /// Another change is under way, or the state does not allow this one; try again.
-    #[error("{0}")]
-    NotNow(String),
-}
-
-/// The quorum as this node sees it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct QuorumStatus {
-    /// This node.
-    pub node_id: u64,
-    /// Current term.
-    pub term: u64,
-    /// Leader of that term, once known.
-    pub leader: Option<u64>,
-    /// Voters; during a change those of both memberships.
-    pub voters: BTreeSet<u64>,
-    /// All members and their addresses, voters and learners.
-    pub members: BTreeMap<u64, String>,
-}
-
-impl QuorumStatus {
-    /// Whether this node belongs to a formed quorum.
-    pub fn is_member(&self) -> bool {
-        self.members.contains_key(&self.node_id)
-    }
-
-    /// Whether this node leads, as far as it knows.
-    pub fn is_leader(&self) -> bool {
-        self.leader == Some(self.node_id)
-    }
-
-    /// Node id and address of the leader, if both are known.
-    pub fn leader_address(&self) -> Option<(u64, &str)> {
-        let leader = self.leader?;
-        Some((leader, self.members.get(&leader)?.as_str()))
-    }
-
-    /// Members that do not vote.
-    pub fn learners(&self) -> impl Iterator<Item = u64> + '_ {
-        self.members.keys().copied().filter(|node_id| !self.voters.contains(node_id))
-    }
-}
-
 /// See the module documentation.
 pub struct RaftNode {
-    raft: MetadataRaft,
+    pub(super) raft: MetadataRaft,
     image: Arc<ArcSwap<MetadataImage>>,
     images: watch::Receiver<Arc<MetadataImage>>,
     status: watch::Receiver<QuorumStatus>,
     failure: watch::Receiver<Option<String>>,
-    transfers: Mutex<HashMap<u64, Transfer>>,
+    pub(super) log_end: LogEnd,
+    /// Leader that this node does not recognise any more, as its process is gone.
+    pub(super) renounced: Mutex<Option<LeaderOfTerm>>,
+    pub(super) transfers: Mutex<HashMap<u64, Transfer>>,
     closer: Mutex<Option<Closer>>,
-    node_id: u64,
+    pub(super) node_id: u64,
 }
 
 impl std::fmt::Debug for RaftNode {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("RaftNode").field("node_id", &self.node_id).finish_non_exhaustive()
     }
-}
-
-/// A snapshot that is being received.
-struct Transfer {
-    id: u64,
-    received: BytesMut,
 }
 
 impl RaftNode {
@@ -216,6 +169,7 @@ impl RaftNode {
         let (store, closer, machine) =
             opened.map_err(|error| storage(io::Error::other(error)))?.map_err(storage)?;
         let publisher = machine.publisher();
+        let log_end = store.log_end();
         let config = config(&options).map_err(StartError::Raft)?;
         let network = Network::new(options.client.clone());
         let raft = MetadataRaft::new(options.node_id, Arc::new(config), network, store, machine)
@@ -228,6 +182,8 @@ impl RaftNode {
             images: publisher.changes.subscribe(),
             status,
             failure,
+            log_end,
+            renounced: Mutex::default(),
             transfers: Mutex::default(),
             closer: Mutex::new(Some(closer)),
             node_id: options.node_id,
@@ -309,16 +265,6 @@ impl RaftNode {
         }
     }
 
-    /// Checks without asking anyone, by lease, that no other leader can have changed anything meanwhile.
-    pub async fn confirm_lease(&self) -> Result<(), ProposeError> {
-        let confirmed = self.raft.ensure_linearizable(ReadPolicy::LeaseRead);
-        match tokio::time::timeout(BARRIER_TIMEOUT, confirmed).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(RaftError::Fatal(fatal))) => Err(ProposeError::Stopped(fatal.to_string())),
-            Ok(Err(RaftError::APIError(_))) | Err(_) => Err(ProposeError::NotLeader),
-        }
-    }
-
     /// Term that this node leads, as far as it knows.
     pub fn leading_term(&self) -> Option<u64> {
         self.raft.as_leader().ok().map(|leader| leader.term())
@@ -345,48 +291,6 @@ impl RaftNode {
         }
     }
 
-    /// Adds a member that follows the log, or tells the others that it has moved.
-    pub async fn add_member(&self, node_id: u64, address: String) -> Result<(), MembershipError> {
-        let known = self.status().members.get(&node_id).cloned();
-        let nodes = BTreeMap::from([(node_id, Node { address: address.clone() })]);
-        let change = match known {
-            Some(known) if known == address => return Ok(()),
-            // The node has proven by its volume's id that it is the same one, so no second node can answer to it.
-            Some(_) => ChangeMembers::SetNodes(nodes),
-            None => ChangeMembers::AddNodes(nodes),
-        };
-        self.change_members(change).await?;
-        tracing::info!(node_id, address, "node follows the metadata quorum");
-        Ok(())
-    }
-
-    /// Makes a member that follows the log a voter.
-    pub async fn promote(&self, node_id: u64) -> Result<(), MembershipError> {
-        self.change_members(ChangeMembers::AddVoterIds(BTreeSet::from([node_id]))).await?;
-        tracing::info!(node_id, "node votes in the metadata quorum");
-        Ok(())
-    }
-
-    async fn change_members(&self, change: ChangeMembers<u64, Node>) -> Result<(), MembershipError> {
-        match self.raft.change_membership(change, true).await {
-            Ok(_) => Ok(()),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(MembershipError::NotLeader),
-            Err(error) => Err(MembershipError::NotNow(error.to_string())),
-        }
-    }
-
-    /// How many entries each member is behind this leader; empty where this node does not lead.
-    pub fn lags(&self) -> BTreeMap<u64, u64> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let last = metrics.last_log_index.map_or(0, |index| index + 1);
-        let matched = metrics.replication.iter().flatten();
-        let lag = |matched: Option<u64>| last.saturating_sub(matched.map_or(0, |index| index + 1));
-        matched
-            .map(|(node_id, matched)| (*node_id, lag(matched.as_ref().map(|log_id| log_id.index))))
-            .collect()
-    }
-
     /// Asks `node_id` to take over the leadership. Returns at once.
     pub async fn transfer_leadership(&self, node_id: u64) {
         if let Err(error) = self.raft.trigger().transfer_leader(node_id).await {
@@ -399,10 +303,12 @@ impl RaftNode {
         let answer = match method {
             Method::AppendEntries => {
                 let request = codec::decode_append_call(body).map_err(malformed)?;
+                self.recognise(&request.vote);
                 codec::encode_append_answer(&self.raft.append_entries(request).await.map_err(stopped)?)
             }
             Method::Vote => {
-                let request = codec::decode_vote_call(body).map_err(malformed)?;
+                let mut request = codec::decode_vote_call(body).map_err(malformed)?;
+                request.leadership_transfer |= self.has_renounced_its_leader().await;
                 codec::encode_vote_answer(&self.raft.vote(request).await.map_err(stopped)?)
             }
             Method::PreVote => {
@@ -419,58 +325,15 @@ impl RaftNode {
                     &self.raft.handle_transfer_leader(request).await.map_err(stopped)?,
                 )
             }
-            Method::Controller | Method::Heartbeat | Method::Join => {
+            Method::Controller
+            | Method::Heartbeat
+            | Method::Join
+            | Method::LeaderGone
+            | Method::DescribeQuorum => {
                 return Err(Failure::new(FailureKind::UnknownMethod, "not a Raft call"));
             }
         };
         answer.map_err(|error| Failure::new(FailureKind::NotNow, error.to_string()))
-    }
-
-    async fn receive_snapshot(
-        &self,
-        peer: u64,
-        piece: SnapshotPiece,
-    ) -> Result<SnapshotResponse<TypeConfig>, Failure> {
-        let vote = piece.vote;
-        let Some(snapshot) = self.collect(peer, piece)? else { return Ok(SnapshotResponse::new(vote)) };
-        let meta = codec::decode_snapshot(snapshot.clone()).map_err(malformed)?.meta;
-        self.raft
-            .install_full_snapshot(vote, Snapshot { meta, snapshot })
-            .await
-            .map_err(|fatal| Failure::new(FailureKind::Failed, fatal.to_string()))
-    }
-
-    /// Adds a piece to what came before; returns the whole when it is complete.
-    fn collect(&self, peer: u64, piece: SnapshotPiece) -> Result<Option<Bytes>, Failure> {
-        let refused = |reason: String| Err(Failure::new(FailureKind::Malformed, reason));
-        if piece.total_length > MAX_SNAPSHOT_BYTES {
-            return refused(format!("a snapshot of {} bytes is too long", piece.total_length));
-        }
-        let mut transfers = self.transfers.lock();
-        if piece.offset == 0 {
-            if transfers.len() >= MAX_SNAPSHOT_TRANSFERS && !transfers.contains_key(&peer) {
-                transfers.clear();
-            }
-            transfers.insert(peer, Transfer { id: piece.transfer_id, received: BytesMut::new() });
-        }
-        let Some(transfer) = transfers.get_mut(&peer).filter(|transfer| transfer.id == piece.transfer_id)
-        else {
-            return refused("a piece of a snapshot whose beginning is missing".to_owned());
-        };
-        let received = u64::try_from(transfer.received.len()).unwrap_or(u64::MAX);
-        let end = piece.offset.saturating_add(u64::try_from(piece.piece.len()).unwrap_or(u64::MAX));
-        if piece.offset != received || end > piece.total_length {
-            transfers.remove(&peer);
-            return refused(format!(
-                "a piece of a snapshot at {} where {received} was expected",
-                piece.offset
-            ));
-        }
-        transfer.received.extend_from_slice(&piece.piece);
-        if end < piece.total_length {
-            return Ok(None);
-        }
-        Ok(transfers.remove(&peer).map(|transfer| transfer.received.freeze()))
     }
 
     /// A member that is the only voter need not wait for anyone before it leads.
@@ -517,62 +380,17 @@ fn config(options: &RaftOptions) -> Result<Config, String> {
         max_in_snapshot_log_to_keep: options.snapshot_every / 5,
         purge_batch_size: (options.snapshot_every / 20).max(1),
         enable_pre_vote: Some(true),
+        // A leader that hears of no majority takes no proposals once its lease is over; that is not up to settings. This
+        // makes it fall silent now and then as well, so that one that is heard but does not hear can be succeeded.
+        quorum_loss_probe_interval: Some(millis(options.timings.election_timeout_max * 2)),
+        // A leader that was started anew must be elected: its followers may have renounced it.
+        enable_leader_restore: Some(false),
         ..Config::default()
     };
     config.validate().map_err(|error| error.to_string())
 }
 
-/// Republishes what changes about the quorum, in our own words, and notices when the member fails.
-fn watch_status(
-    raft: &MetadataRaft,
-    node_id: u64,
-) -> (watch::Receiver<QuorumStatus>, watch::Receiver<Option<String>>) {
-    let mut metrics = raft.server_metrics();
-    let running = raft.metrics();
-    let current = move |metrics: &mut openraft::alias::WatchReceiverOf<TypeConfig, ServerMetrics>| {
-        let metrics = metrics.borrow_watched();
-        let membership = metrics.membership_config.membership();
-        QuorumStatus {
-            node_id,
-            term: metrics.vote.leader_id.term,
-            leader: metrics.current_leader,
-            voters: membership.voter_ids().collect(),
-            members: membership.nodes().map(|(id, node)| (*id, node.address.clone())).collect(),
-        }
-    };
-    let (status, statuses) = watch::channel(current(&mut metrics));
-    let (failure, failures) = watch::channel(None);
-    tokio::spawn(async move {
-        while metrics.changed().await.is_ok() {
-            let next = current(&mut metrics);
-            status.send_if_modified(|last| {
-                let changed = *last != next;
-                if changed && last.leader != next.leader {
-                    tracing::info!(
-                        raft.term = next.term,
-                        leader = next.leader,
-                        "leader of the metadata quorum"
-                    );
-                }
-                *last = next;
-                changed
-            });
-        }
-        let state = running.borrow_watched().running_state.clone();
-        match state {
-            Ok(()) | Err(Fatal::Stopped) => {}
-            Err(fatal) => {
-                tracing::error!(error = %fatal, "the metadata quorum member has failed");
-                failure.send_replace(Some(fatal.to_string()));
-            }
-        }
-    });
-    (statuses, failures)
-}
-
-type ServerMetrics = openraft::metrics::RaftServerMetrics<TypeConfig>;
-
-fn malformed(error: CodecError) -> Failure {
+pub(super) fn malformed(error: CodecError) -> Failure {
     Failure::new(FailureKind::Malformed, error.to_string())
 }
 

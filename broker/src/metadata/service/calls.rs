@@ -8,9 +8,9 @@ use futures::future::BoxFuture;
 use millrace_protocol::Message;
 use tokio::time::Instant;
 
-use super::Shared;
 use super::runtime::{Answer, Declined};
 use super::sessions::{Heartbeat, Verdict};
+use super::{Shared, succession};
 use crate::fleet::{CallError, CallHandler, Failure, FailureKind, Method, PeerAddress};
 use crate::metadata::controller::{ControllerRequest, ControllerResponse};
 use crate::metadata::raft::{CodecError, MembershipError, decode, encode};
@@ -42,6 +42,8 @@ impl CallHandler for Shared {
             Method::Controller => self.answer_controller_call(body).boxed(),
             Method::Heartbeat => async { self.answer_heartbeat(body) }.boxed(),
             Method::Join => self.answer_join(peer, body).boxed(),
+            Method::LeaderGone => succession::answer(self, body).boxed(),
+            Method::DescribeQuorum => async { self.answer_describe_quorum() }.boxed(),
         }
     }
 }
@@ -172,6 +174,12 @@ impl Shared {
                 None => Joined::NotNow("this broker knows of no metadata quorum".to_owned()),
             };
         }
+        if let Some(retired) = self.node.image().retired_nodes.get(&node_id) {
+            return Joined::NotNow(format!(
+                "volume {} was given up as lost when broker {} came up on another one; it needs an empty volume",
+                retired.volume_uuid, retired.broker_id
+            ));
+        }
         match self.node.add_member(node_id, address).await {
             Ok(()) => Joined::Member,
             Err(MembershipError::NotLeader) => Joined::NotNow("leadership is changing".to_owned()),
@@ -283,7 +291,7 @@ async fn call_for<A: Message>(
     decode(answer).map_err(|error| error.to_string())
 }
 
-fn reply(answer: &impl Message) -> Result<Bytes, Failure> {
+pub(super) fn reply(answer: &impl Message) -> Result<Bytes, Failure> {
     encode(answer).map_err(|error| Failure::new(FailureKind::NotNow, error.to_string()))
 }
 

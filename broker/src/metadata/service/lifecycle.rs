@@ -60,11 +60,13 @@ async fn live(shared: &Shared) {
     }
 }
 
-/// Asks brokers that may know the quorum until this node is a member under its current address.
+/// Asks brokers that may know the quorum until this node is a member under its current address, and a leader is known:
+/// a node that was removed while it was away takes itself for a member, and nobody tells it otherwise.
 async fn join(shared: &Shared, complaint: &mut Complaint) {
     loop {
         let status = shared.node.status();
-        if status.members.get(&shared.local.node_id) == Some(&shared.options.address) {
+        let known = status.members.get(&shared.local.node_id) == Some(&shared.options.address);
+        if known && status.leader.is_some() {
             return;
         }
         if status.is_leader()

@@ -1,28 +1,22 @@
-//! Grows the quorum with the fleet: followers of the log become voters.
+//! Keeps the voters of the quorum what they should be, on the node that leads it.
 //!
-//! One or two brokers have one voter, three and more have three. A follower is made a voter when it has all but the
-//! newest entries and its broker is in service; one at a time, and only when enough of them are ready, as a quorum of
-//! two is worse than one of one.
+//! Every half second: look, decide one change (`voters`), carry it out, look again. What a leader began and did not end
+//! is found by the next one in the membership itself; how long a broker has been away it has to learn anew.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use crate::metadata::image::MetadataImage;
-use crate::metadata::raft::QuorumStatus;
+use super::voters::{Absences, Change, View, next_change};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// A follower that is no further behind than this catches up within a heartbeat or two.
-const MAX_LAG: u64 = 100;
-
-const WANTED_VOTERS: usize = 3;
-
-/// Runs until `cancel`. A change under way then is finished or not by whoever leads next.
+/// Runs until `cancel`. A change under way then is finished by whoever leads next.
 pub(super) async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
+    let mut absences = Absences::default();
     loop {
         tokio::select! {
             biased;
@@ -30,91 +24,46 @@ pub(super) async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
             () = tokio::time::sleep(INTERVAL) => {}
         }
         let status = shared.node.status();
-        if !status.is_leader() || shared.sessions.lock().term().is_none() {
+        if !status.is_leader() || shared.office.borrow().is_none() {
+            absences = Absences::default();
+            shared.caught_up.lock().clear();
             continue;
         }
-        let next = next_voter(&status, &shared.node.lags(), &shared.node.image());
-        let Some(node_id) = next else { continue };
-        let promoted = tokio::select! {
+        let (image, lags, now) = (shared.node.image(), shared.node.lags(), Instant::now());
+        note_caught_up(&shared);
+        absences.observe(&status, &image, now);
+        let view = View { status: &status, image: &image, lags: &lags, absences: &absences, now };
+        let Some(change) = next_change(shared.options.voters, &view) else { continue };
+        tokio::select! {
             biased;
             () = cancel.cancelled() => return,
-            promoted = shared.node.promote(node_id) => promoted,
-        };
-        if let Err(error) = promoted {
-            tracing::warn!(node_id, %error, "cannot make the node a voter of the metadata quorum yet");
+            () = carry_out(&shared, change) => {}
         }
     }
 }
 
-/// The follower to make a voter now, if any.
-fn next_voter(status: &QuorumStatus, lags: &BTreeMap<u64, u64>, image: &MetadataImage) -> Option<u64> {
-    let missing = WANTED_VOTERS.checked_sub(status.voters.len()).filter(|missing| *missing > 0)?;
-    if status.members.len() < WANTED_VOTERS {
-        return None;
+async fn carry_out(shared: &Shared, change: Change) {
+    let outcome = match change.clone() {
+        Change::Finish => shared.node.finish_change().await,
+        Change::SetVoters(voters) => shared.node.set_voters(voters).await,
+        Change::Remove(node_id) => shared.node.remove_member(node_id).await,
+    };
+    if let Err(error) = outcome {
+        tracing::warn!(?change, %error, "cannot change the metadata quorum yet");
     }
-    let in_service: BTreeSet<u64> = image.live_brokers().map(|broker| broker.raft_node_id).collect();
-    let caught_up = |node_id: &u64| lags.get(node_id).is_some_and(|lag| *lag <= MAX_LAG);
-    let ready: Vec<u64> =
-        status.learners().filter(|node_id| in_service.contains(node_id) && caught_up(node_id)).collect();
-    (ready.len() >= missing).then(|| ready[0])
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::metadata::image::BrokerImage;
-    use uuid::Uuid;
-
-    fn status(voters: &[u64], members: &[u64]) -> QuorumStatus {
-        QuorumStatus {
-            node_id: 1,
-            term: 1,
-            leader: Some(1),
-            voters: voters.iter().copied().collect(),
-            members: members.iter().map(|id| (*id, format!("host-{id}:9093"))).collect(),
+/// Writes down who has the whole log now.
+pub(super) fn note_caught_up(shared: &Shared) {
+    let Some(progress) = shared.node.progress() else { return };
+    let now = SystemTime::now();
+    let mut caught_up = shared.caught_up.lock();
+    caught_up.retain(|node_id, _| progress.members.iter().any(|member| member.node_id == *node_id));
+    for member in &progress.members {
+        if member.matched_index == progress.last_index
+            && let Some(at) = member.silent_for.and_then(|silent| now.checked_sub(silent))
+        {
+            caught_up.insert(member.node_id, at);
         }
-    }
-
-    fn live(nodes: &[u64]) -> MetadataImage {
-        let mut image = MetadataImage::empty(Uuid::from_u128(1));
-        for (broker_id, node_id) in (0..).zip(nodes) {
-            let broker = BrokerImage {
-                broker_id,
-                broker_epoch: 1,
-                volume_uuid: Uuid::from_u128(7),
-                raft_node_id: *node_id,
-                address: String::new(),
-                endpoints: Vec::new(),
-                rack: None,
-                fenced: false,
-                in_controlled_shutdown: false,
-                version: String::new(),
-            };
-            image.brokers.insert(broker_id, Arc::new(broker));
-        }
-        image
-    }
-
-    #[test]
-    fn two_brokers_have_one_voter() {
-        let lags = BTreeMap::from([(2, 0)]);
-        assert_eq!(next_voter(&status(&[1], &[1, 2]), &lags, &live(&[1, 2])), None);
-    }
-
-    #[test]
-    fn three_brokers_get_three_voters_one_at_a_time() {
-        let (lags, image) = (BTreeMap::from([(2, 0), (3, 5)]), live(&[1, 2, 3]));
-        assert_eq!(next_voter(&status(&[1], &[1, 2, 3]), &lags, &image), Some(2));
-        assert_eq!(next_voter(&status(&[1, 2], &[1, 2, 3]), &lags, &image), Some(3));
-        assert_eq!(next_voter(&status(&[1, 2, 3], &[1, 2, 3]), &lags, &image), None);
-        assert_eq!(next_voter(&status(&[1, 2, 3], &[1, 2, 3, 4]), &lags, &image), None);
-    }
-
-    #[test]
-    fn nobody_is_promoted_until_enough_have_caught_up_and_are_in_service() {
-        let wanted = status(&[1], &[1, 2, 3]);
-        assert_eq!(next_voter(&wanted, &BTreeMap::from([(2, 0), (3, 5000)]), &live(&[1, 2, 3])), None);
-        assert_eq!(next_voter(&wanted, &BTreeMap::from([(2, 0)]), &live(&[1, 2, 3])), None);
-        assert_eq!(next_voter(&wanted, &BTreeMap::from([(2, 0), (3, 0)]), &live(&[1, 2])), None);
     }
 }

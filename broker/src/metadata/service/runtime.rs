@@ -51,11 +51,14 @@ pub(in crate::metadata) enum Declined {
 pub(super) async fn run(shared: Arc<Shared>, mut work: mpsc::Receiver<Work>, cancel: CancellationToken) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut status = shared.node.watch_status();
     loop {
         let next = tokio::select! {
             biased;
             () = cancel.cancelled() => return,
             next = work.recv() => next,
+            // A node that was elected takes office at once.
+            Ok(()) = status.changed() => None,
             _ = ticks.tick() => None,
         };
         // What is under way when the service stops is committed or not without us.
@@ -82,17 +85,23 @@ async fn step(shared: &Shared, work: Option<Work>) {
 /// Makes sure that this node leads and knows everything that was decided before; returns its term.
 async fn take_office(shared: &Shared) -> Result<u64, Declined> {
     let Some(leading) = shared.node.leading_term() else {
-        shared.sessions.lock().end();
+        leave_office(shared);
         return Err(not_controller("this node does not lead"));
     };
     if shared.sessions.lock().term() == Some(leading) {
         return Ok(leading);
     }
-    shared.sessions.lock().end();
+    leave_office(shared);
     let term = shared.node.barrier().await.map_err(declined)?;
     shared.sessions.lock().begin(term, Instant::now());
+    shared.office.send_replace(Some(term));
     tracing::info!(raft.term = term, "this node is the controller");
     Ok(term)
+}
+
+fn leave_office(shared: &Shared) {
+    shared.sessions.lock().end();
+    shared.office.send_if_modified(|office| office.take().is_some());
 }
 
 async fn decide_one(shared: &Shared, request: &ControllerRequest) -> Result<Answer, Declined> {
@@ -100,8 +109,11 @@ async fn decide_one(shared: &Shared, request: &ControllerRequest) -> Result<Answ
     let image = shared.node.image();
     let decision = decide(&image, request, shared.options.settings.as_ref(), &mut Uuid::new_v4);
     let log_index = if decision.records.is_empty() {
-        // Nothing to commit, so nothing proves that the image is the newest one but the lease.
-        shared.node.confirm_lease().await.map_err(declined)?;
+        // Nothing to commit, so nothing proves that the image is the newest one but asking a majority. The lease of a
+        // leader would be cheaper and does not: followers may have renounced it.
+        if shared.node.barrier().await.map_err(declined)? != term {
+            return Err(not_controller("leadership has changed"));
+        }
         image.log_index
     } else {
         shared.node.propose(term, &decision.records).await.map_err(declined)?

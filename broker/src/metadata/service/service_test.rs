@@ -50,7 +50,7 @@ impl Settings for Defaults {
 /// A broker's metadata part, with its listener.
 pub(crate) struct Broker {
     directory: PathBuf,
-    address: String,
+    pub(super) address: String,
     pub(crate) service: MetadataService,
     listener: tokio::task::JoinHandle<()>,
     cancel: CancellationToken,
@@ -58,10 +58,10 @@ pub(crate) struct Broker {
 
 #[derive(Clone)]
 pub(crate) struct Plan {
-    cluster_id: Uuid,
-    bootstrap_servers: Vec<String>,
-    snapshot_every: u64,
-    wanted_id: Option<BrokerId>,
+    pub(super) cluster_id: Uuid,
+    pub(super) bootstrap_servers: Vec<String>,
+    pub(super) snapshot_every: u64,
+    pub(super) wanted_id: Option<BrokerId>,
 }
 
 impl Default for Plan {
@@ -75,7 +75,7 @@ impl Broker {
         Self::start_at(directory, "127.0.0.1:0", plan).await
     }
 
-    async fn start_at(directory: &std::path::Path, address: &str, plan: Plan) -> Self {
+    pub(super) async fn start_at(directory: &std::path::Path, address: &str, plan: Plan) -> Self {
         let listener = FleetListener::bind(address, None).await.unwrap();
         let address = listener.local_address().unwrap().to_string();
         let volume = Arc::new(Volume::open_or_format(directory, plan.cluster_id).unwrap());
@@ -101,11 +101,11 @@ impl Broker {
         Self { directory: directory.to_owned(), address, service, listener, cancel }
     }
 
-    fn node_id(&self) -> u64 {
+    pub(super) fn node_id(&self) -> u64 {
         self.service.shared.local.node_id
     }
 
-    fn quorum(&self) -> QuorumStatus {
+    pub(super) fn quorum(&self) -> QuorumStatus {
         self.service.member().quorum()
     }
 
@@ -116,7 +116,7 @@ impl Broker {
     }
 
     /// Disappears without a word, like a process that is killed; the directory stays.
-    async fn stop(self) -> (PathBuf, String) {
+    pub(super) async fn stop(self) -> (PathBuf, String) {
         self.cancel.cancel();
         self.listener.await.unwrap();
         self.service.stop().await;
@@ -124,11 +124,11 @@ impl Broker {
     }
 }
 
-async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(super) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
 }
 
-async fn eventually(what: &str, condition: impl Fn() -> bool) {
+pub(super) async fn eventually(what: &str, condition: impl Fn() -> bool) {
     within(what, async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -148,14 +148,14 @@ fn apply_topic(name: &str) -> ControllerRequest {
     ControllerRequest::ApplyTopic { name: name.to_owned(), request }
 }
 
-async fn make_topic(handle: &MetadataHandle, name: &str) {
+pub(super) async fn make_topic(handle: &MetadataHandle, name: &str) {
     let response = handle.call_within(apply_topic(name), PATIENCE).await.unwrap();
     assert!(matches!(response, ControllerResponse::TopicApplied(_)), "{response:?}");
     assert!(handle.image().topic_by_name(name).is_some(), "a client would not read what it wrote");
 }
 
 /// Three brokers in one quorum, all in service.
-async fn fleet(directories: &[tempfile::TempDir]) -> Vec<Broker> {
+pub(super) async fn fleet(directories: &[tempfile::TempDir]) -> Vec<Broker> {
     let mut brokers = Vec::new();
     for directory in directories {
         brokers.push(Broker::start(directory.path(), Plan::default()).await);
@@ -168,7 +168,7 @@ async fn fleet(directories: &[tempfile::TempDir]) -> Vec<Broker> {
     brokers
 }
 
-fn directories(count: usize) -> Vec<tempfile::TempDir> {
+pub(super) fn directories(count: usize) -> Vec<tempfile::TempDir> {
     (0..count).map(|_| tempfile::tempdir().unwrap()).collect()
 }
 
