@@ -2,9 +2,9 @@
 
 use millrace_protocol::messages::{
     ApiVersionsResponse, CreatePartitionsResponse, CreateTopicsResponse, DeleteRecordsResponse,
-    DeleteTopicsResponse, DescribeClusterResponse, DescribeConfigsResponse, DescribeTopicPartitionsResponse,
-    FetchResponse, FindCoordinatorResponse, IncrementalAlterConfigsResponse, InitProducerIdResponse,
-    ListOffsetsResponse, MetadataResponse, ProduceResponse,
+    DeleteTopicsResponse, DescribeClusterResponse, DescribeConfigsResponse, DescribeQuorumResponse,
+    DescribeTopicPartitionsResponse, FetchResponse, FindCoordinatorResponse, IncrementalAlterConfigsResponse,
+    InitProducerIdResponse, ListOffsetsResponse, MetadataResponse, ProduceResponse,
 };
 
 /// An answer that can say which errors it holds.
@@ -63,6 +63,13 @@ impl ErrorCodes for FetchResponse {
     fn error_codes(&self, visit: &mut dyn FnMut(i16)) {
         visit(self.error_code);
         self.responses.iter().flat_map(|topic| &topic.partitions).for_each(|part| visit(part.error_code));
+    }
+}
+
+impl ErrorCodes for DescribeQuorumResponse {
+    fn error_codes(&self, visit: &mut dyn FnMut(i16)) {
+        visit(self.error_code);
+        self.topics.iter().flat_map(|topic| &topic.partitions).for_each(|part| visit(part.error_code));
     }
 }
 

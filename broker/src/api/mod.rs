@@ -14,6 +14,7 @@ mod delete_records;
 mod delete_topics;
 mod describe_cluster;
 mod describe_configs;
+mod describe_quorum;
 mod describe_topic_partitions;
 #[cfg(test)]
 mod dispatch_test;
@@ -224,6 +225,14 @@ impl Api {
                 Ok(request) => {
                     let response =
                         incremental_alter_configs::handle(&inner.metadata, inner.broker_id, request).await;
+                    reply.encode(&inner.metrics, &response)
+                }
+                Err(error) => malformed(reply.key, error),
+            },
+            SupportedApi::DescribeQuorum => match frame.decode() {
+                Ok(request) => {
+                    let listener = &inner.config.fleet.name;
+                    let response = describe_quorum::handle(&inner.metadata, listener, request).await;
                     reply.encode(&inner.metrics, &response)
                 }
                 Err(error) => malformed(reply.key, error),

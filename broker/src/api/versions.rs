@@ -36,6 +36,8 @@ pub enum SupportedApi {
     CreatePartitions,
     /// Key 44.
     IncrementalAlterConfigs,
+    /// Key 55.
+    DescribeQuorum,
     /// Key 60.
     DescribeCluster,
     /// Key 75.
@@ -76,6 +78,7 @@ pub const SERVED: &[ServedApi] = &[
     served(SupportedApi::DescribeConfigs, ApiKey::DescribeConfigs, 1, 4),
     served(SupportedApi::CreatePartitions, ApiKey::CreatePartitions, 0, 3),
     served(SupportedApi::IncrementalAlterConfigs, ApiKey::IncrementalAlterConfigs, 0, 1),
+    served(SupportedApi::DescribeQuorum, ApiKey::DescribeQuorum, 0, 2),
     served(SupportedApi::DescribeCluster, ApiKey::DescribeCluster, 0, 2),
     served(SupportedApi::DescribeTopicPartitions, ApiKey::DescribeTopicPartitions, 0, 0),
 ];

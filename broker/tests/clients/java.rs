@@ -5,7 +5,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::run::{from_make, succeed};
-use crate::support::{Broker, Fleet};
+use crate::support::{Broker, Fleet, FleetPlan};
 
 fn tool(class: &str, arguments: &[&str], input: &str) -> String {
     let libraries = format!("{}/*", from_make("MILLRACE_KAFKA_LIBS"));
@@ -104,4 +104,29 @@ fn the_performance_producer_writes_with_every_codec() {
         let summary = tool("org.apache.kafka.tools.ProducerPerformance", &arguments, "");
         assert!(summary.contains("20000 records sent"), "{summary}");
     }
+}
+
+#[test]
+fn the_quorum_tool_shows_who_votes_and_how_far_everyone_is() {
+    let fleet = Fleet::start_as(FleetPlan { first_voters: 3, ..FleetPlan::of(4) });
+    let bootstrap = fleet.bootstrap_servers();
+    let class = "org.apache.kafka.tools.MetadataQuorumCommand";
+    let describe = |what: &str| tool(class, &["--bootstrap-server", &bootstrap, "describe", what], "");
+    let status = describe("--status");
+    let value = |key: &str| -> String {
+        let line = status.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_prefix(':'));
+        line.unwrap_or_else(|| panic!("no {key} in {status}")).trim().to_owned()
+    };
+    let leader: usize = value("LeaderId").parse().unwrap();
+    let view = fleet.cluster(0).unwrap();
+    assert_eq!(view["controllerId"], leader);
+    assert!(value("HighWatermark").parse::<i64>().unwrap() > 4, "{status}");
+    let entries = |key: &str| value(key).matches("\"id\"").count();
+    assert_eq!((entries("CurrentVoters"), entries("CurrentObservers")), (3, 1), "{status}");
+
+    let replication = describe("--replication");
+    let roles: Vec<&str> =
+        replication.lines().skip(1).filter_map(|line| line.split_whitespace().last()).collect();
+    let count = |role: &str| roles.iter().filter(|other| **other == role).count();
+    assert_eq!((count("Leader"), count("Follower"), count("Observer")), (1, 2, 1), "{replication}");
 }
