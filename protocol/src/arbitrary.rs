@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use uuid::Uuid;
 
-use crate::wire::{RawTaggedField, StrBytes};
+use crate::wire::{RawTaggedField, RecordBytes, StrBytes};
 
 /// A source of random values; the same seed gives the same values.
 #[derive(Debug, Clone)]
@@ -101,6 +101,12 @@ impl Arbitrary for Bytes {
     fn arbitrary(g: &mut Gen, _: i16) -> Self {
         let len = if g.below(20) == 0 { 300 } else { g.below(6) };
         (0..len).map(|_| g.bits().to_le_bytes()[0]).collect()
+    }
+}
+
+impl Arbitrary for RecordBytes {
+    fn arbitrary(g: &mut Gen, version: i16) -> Self {
+        if g.below(2) == 0 { Bytes::arbitrary(g, version).into() } else { Vec::arbitrary(g, version).into() }
     }
 }
 

@@ -103,7 +103,8 @@ fn a_body_that_does_not_fit_leaves_the_buffer_as_it_was() {
 #[test]
 fn segments_are_the_same_bytes_without_a_copy_of_the_records() {
     let records = Bytes::from(vec![3; 100_000]);
-    let partition = fetch_response::PartitionData { records: Some(records.clone()), ..Default::default() };
+    let partition =
+        fetch_response::PartitionData { records: Some(records.clone().into()), ..Default::default() };
     let topic =
         fetch_response::FetchableTopicResponse { partitions: vec![partition; 3], ..Default::default() };
     let body = FetchResponse { responses: vec![topic], ..Default::default() };

@@ -8,8 +8,8 @@ pub use crate::api_key::ApiKey;
 pub use crate::arbitrary::{Arbitrary, Gen};
 pub use crate::message::{Message, MessageVisitor, Request, RequestVisitor};
 pub use crate::wire::{
-    DecodeError, Decoder, EncodeError, Encoder, Opaque, RawTaggedField, StrBytes, Wire, WireVersion,
-    write_required,
+    DecodeError, Decoder, EncodeError, Encoder, Opaque, RawTaggedField, RecordBytes, StrBytes, Wire,
+    WireVersion, write_required,
 };
 
 /// Writes a record as its enum does: id, version, body.

@@ -198,7 +198,7 @@ fn batches_of_librdkafka_are_read_in_every_codec() {
         let request: ProduceRequest = frame.decode().unwrap();
         let topic = &request.topic_data[0];
         let payload = topic.partition_data[0].records.clone().unwrap();
-        let batches: Vec<_> = records::batches(payload).collect::<Result<_, _>>().unwrap();
+        let batches: Vec<_> = records::batches(payload.into_bytes()).collect::<Result<_, _>>().unwrap();
         let [batch] = &batches[..] else { panic!("{} batches", batches.len()) };
         batch.verify_crc().unwrap();
         let body = batch.decompress(1 << 20).unwrap();

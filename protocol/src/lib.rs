@@ -25,7 +25,7 @@ pub mod wire;
 pub use api_key::ApiKey;
 pub use error_code::ErrorCode;
 pub use message::{Message, MessageVisitor, Request, RequestVisitor};
-pub use wire::{DecodeError, Decoder, EncodeError, Encoder, RawTaggedField, StrBytes};
+pub use wire::{DecodeError, Decoder, EncodeError, Encoder, RawTaggedField, RecordBytes, StrBytes};
 
 #[cfg(test)]
 mod frame_test;

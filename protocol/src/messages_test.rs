@@ -200,7 +200,7 @@ fn v5_unknown_tags_survive() {
 #[test]
 fn decoding_borrows_from_the_frame() {
     let partition = produce_request::PartitionProduceData {
-        records: Some(Bytes::from_static(b"rrrr")),
+        records: Some(Bytes::from_static(b"rrrr").into()),
         ..Default::default()
     };
     let topic = produce_request::TopicProduceData {
@@ -213,7 +213,7 @@ fn decoding_borrows_from_the_frame() {
     let range = frame.as_ptr_range();
     assert!(range.contains(&decoded.topic_data[0].name.as_bytes().as_ptr()));
     let records = decoded.topic_data[0].partition_data[0].records.as_ref().unwrap();
-    assert!(range.contains(&records.as_ptr()));
+    assert!(range.contains(&records.pieces()[0].as_ptr()));
 }
 
 #[test]

@@ -10,12 +10,14 @@
 mod decoder;
 mod encoder;
 mod error;
+mod record_bytes;
 mod str_bytes;
 mod value;
 
 pub use decoder::Decoder;
 pub use encoder::{Encoder, Tags};
 pub use error::{DecodeError, DecodeErrorKind, EncodeError};
+pub use record_bytes::RecordBytes;
 pub use str_bytes::StrBytes;
 pub use value::{Wire, write_required};
 

@@ -111,7 +111,7 @@ fn batch() -> Bytes {
 }
 
 fn produce(acks: i16, topic: &str) -> ProduceRequest {
-    let data = PartitionProduceData { index: 0, records: Some(batch()), ..Default::default() };
+    let data = PartitionProduceData { index: 0, records: Some(batch().into()), ..Default::default() };
     let topic = TopicProduceData { name: topic.into(), partition_data: vec![data], ..Default::default() };
     ProduceRequest { acks, timeout_ms: 5000, topic_data: vec![topic], ..Default::default() }
 }

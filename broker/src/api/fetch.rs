@@ -5,12 +5,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bytes::Bytes;
 use millrace_protocol::messages::fetch_response::{
     EpochEndOffset, FetchableTopicResponse, LeaderIdAndEpoch, NodeEndpoint, PartitionData,
 };
 use millrace_protocol::messages::{FetchRequest, FetchResponse};
-use millrace_protocol::{ErrorCode, StrBytes};
+use millrace_protocol::{ErrorCode, RecordBytes, StrBytes};
 
 use super::endpoints::{leader_hint, live_broker, wire_port};
 use super::request::RequestContext;
@@ -96,7 +95,7 @@ fn failed(partition_index: i32, error: ErrorCode) -> PartitionData {
         last_stable_offset: -1,
         log_start_offset: -1,
         preferred_read_replica: -1,
-        records: Some(Bytes::new()),
+        records: Some(RecordBytes::new()),
         ..Default::default()
     }
 }
@@ -221,7 +220,7 @@ mod tests {
             high_watermark: 9,
             last_stable_offset: 8,
             log_start_offset: 1,
-            records: Bytes::from_static(records),
+            records: bytes::Bytes::from_static(records).into(),
             leader: None,
             diverging_epoch: None,
         }
@@ -367,7 +366,7 @@ mod tests {
         let response = run(&image, 11, &request(vec![topic("a", &[0])]), vec![read(b"records")]);
         let answer = &response.responses[0].partitions[0];
         assert_eq!((answer.high_watermark, answer.last_stable_offset, answer.log_start_offset), (9, 8, 1));
-        assert_eq!(answer.records.as_deref(), Some(&b"records"[..]));
+        assert_eq!(answer.records, Some(bytes::Bytes::from_static(b"records").into()));
     }
 
     #[test]

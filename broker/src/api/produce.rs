@@ -71,9 +71,10 @@ pub(super) fn prepare(image: &MetadataImage, context: &RequestContext, request: 
                 Ok(partition) => {
                     prepared.places.push((prepared.response.responses.len(), answers.len()));
                     // No records at all are refused like an empty batch set (P1).
-                    prepared
-                        .partitions
-                        .push(ProducePartition { partition, records: records.unwrap_or_default() });
+                    prepared.partitions.push(ProducePartition {
+                        partition,
+                        records: records.unwrap_or_default().into_bytes(),
+                    });
                 }
                 Err(error) => answer.error_code = error.code(),
             }
@@ -100,7 +101,7 @@ fn lacks_transactional_id(request: &ProduceRequest) -> Option<ErrorCode> {
         .flat_map(|topic| &topic.partition_data)
         .filter_map(|data| data.records.as_ref());
     let transactional = payloads.any(|payload| {
-        let first = records::batches(payload.clone()).next();
+        let first = records::batches(payload.clone().into_bytes()).next();
         first.is_some_and(|batch| batch.is_ok_and(|batch| batch.header().attributes.is_transactional()))
     });
     transactional.then_some(ErrorCode::TransactionalIdAuthorizationFailed)
@@ -197,7 +198,11 @@ mod tests {
     use crate::replication::{LeaderHint, RecordError};
 
     fn data(index: i32) -> PartitionProduceData {
-        PartitionProduceData { index, records: Some(Bytes::from_static(b"batch")), ..Default::default() }
+        PartitionProduceData {
+            index,
+            records: Some(Bytes::from_static(b"batch").into()),
+            ..Default::default()
+        }
     }
 
     fn topic(name: &str, partitions: &[i32]) -> TopicProduceData {
@@ -346,7 +351,7 @@ mod tests {
             .append(NewRecord { value: Some(b"v"), ..Default::default() })
             .build();
         let mut ask = request(-1, vec![topic("a", &[0])]);
-        ask.topic_data[0].partition_data[0].records = Some(batch);
+        ask.topic_data[0].partition_data[0].records = Some(batch.into());
         let prepared = prepare(&image, &context(9), ask.clone());
         assert_eq!(errors(&finish(&image, 9, prepared, vec![])), [(0, 53)]);
         ask.transactional_id = Some("tx".into());

@@ -16,8 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use millrace_protocol::ErrorCode;
+use millrace_protocol::{ErrorCode, RecordBytes};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, watch};
@@ -596,7 +595,7 @@ impl Inner {
             let until = if plan.read_committed { bounds.last_stable_offset } else { bounds.high_watermark };
             let skip = bounds.diverging_epoch.is_some() || (max_bytes == 0 && !nothing_yet);
             let records = if skip {
-                Ok(Bytes::new())
+                Ok(RecordBytes::new())
             } else {
                 let range =
                     ReadRange { offset: part.fetch_offset, until, max_bytes, at_least_one: nothing_yet };

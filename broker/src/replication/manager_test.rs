@@ -1,6 +1,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use bytes::Bytes;
 use millrace_protocol::records::{BatchBuilder, BatchHeader, Compression, NewRecord, RecordBatch};
 use tempfile::TempDir;
 
@@ -160,7 +161,7 @@ fn plan(partitions: Vec<FetchPartition>) -> FetchRequestPlan {
 }
 
 fn base_offsets(fetched: &FetchedPartition) -> Vec<i64> {
-    let batches = millrace_protocol::records::batches(fetched.records.clone());
+    let batches = millrace_protocol::records::batches(fetched.records.clone().into_bytes());
     batches.map(|batch| batch.unwrap().header().base_offset).collect()
 }
 
@@ -186,7 +187,7 @@ async fn what_is_produced_is_fetched() {
         (5, 5, 0)
     );
     assert_eq!(base_offsets(&fetched[1]), [0]);
-    let header = BatchHeader::parse(&fetched[0].records).unwrap();
+    let header = BatchHeader::parse(&fetched[0].records.clone().into_bytes()).unwrap();
     assert_eq!(header.partition_leader_epoch, 3);
     broker.manager.shutdown().await;
 }
@@ -664,7 +665,7 @@ async fn many_producers_and_readers_see_every_record_once_and_in_order() {
                         ..plan(vec![from_offset(id(1, partition), next)])
                     };
                     let fetched = manager.fetch(plan).await.remove(0);
-                    for batch in millrace_protocol::records::batches(fetched.records) {
+                    for batch in millrace_protocol::records::batches(fetched.records.into_bytes()) {
                         let batch: RecordBatch = batch.unwrap();
                         batch.verify_crc().unwrap();
                         assert_eq!(batch.header().base_offset, next);

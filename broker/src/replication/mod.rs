@@ -23,8 +23,8 @@ mod waiters;
 use std::time::Duration;
 
 use bytes::Bytes;
-use millrace_protocol::ErrorCode;
 use millrace_protocol::records::{Compression, TimestampType};
+use millrace_protocol::{ErrorCode, RecordBytes};
 
 use crate::metadata::image::{BrokerId, TopicIdPartition};
 use crate::storage::{EpochEnd, LogSettings};
@@ -174,7 +174,7 @@ pub struct FetchedPartition {
     /// Log start offset before the read, -1 on error.
     pub log_start_offset: i64,
     /// Whole batches; may be empty.
-    pub records: Bytes,
+    pub records: RecordBytes,
     /// Who leads the partition, if not this broker.
     pub leader: Option<LeaderHint>,
     /// Where the client's log and this one part, if they do.
@@ -188,7 +188,7 @@ impl FetchedPartition {
             high_watermark: -1,
             last_stable_offset: -1,
             log_start_offset: -1,
-            records: Bytes::new(),
+            records: RecordBytes::new(),
             leader,
             diverging_epoch: None,
         }

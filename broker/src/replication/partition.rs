@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use millrace_protocol::ErrorCode;
 use millrace_protocol::records::{BatchError, BatchHeader, RecordBatch};
+use millrace_protocol::{ErrorCode, RecordBytes};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -357,7 +357,7 @@ impl Partition {
     }
 
     /// Reads whole batches; `None` if that needs the disk and `memory_only` forbids it.
-    pub fn read(&self, range: ReadRange, memory_only: bool) -> Result<Option<Bytes>, ErrorCode> {
+    pub fn read(&self, range: ReadRange, memory_only: bool) -> Result<Option<RecordBytes>, ErrorCode> {
         let read = if memory_only { self.log.read_memory(range) } else { self.log.read(range).map(Some) };
         read.map_err(|error| self.report(&error))
     }

@@ -124,12 +124,17 @@ impl Opened {
         assert!(self.ends.wait(end), "the store has failed");
     }
 
+    /// Reads into one piece.
+    pub(crate) fn bytes(&self, range: ReadRange) -> Bytes {
+        self.log.read(range).expect("readable").into_bytes()
+    }
+
     /// Reads everything from `offset` on, in as many reads as it takes.
     pub(crate) fn read_all(&self, offset: i64) -> Vec<BatchHeader> {
         let mut headers: Vec<BatchHeader> = Vec::new();
         let mut next = offset;
         while next < self.log.ends().durable_end {
-            let bytes = self.log.read(range(next, 1 << 20)).expect("readable");
+            let bytes = self.bytes(range(next, 1 << 20));
             let before = headers.len();
             let mut used = 0;
             for (position, _) in WholeBatches::new(&bytes) {
@@ -199,7 +204,7 @@ pub(crate) fn batches_come_back_with_offset_and_epoch(volume: &dyn Volume) {
     let sent = [batch(3, b"one"), batch(1, b"two")];
     log.append(&sent, 7);
     for (base, bytes) in [(0, &sent[0]), (3, &sent[1])] {
-        let read = log.log.read(range(base, 1)).expect("readable");
+        let read = log.bytes(range(base, 1));
         let header = parse_whole(&read).expect("whole");
         assert_eq!((header.base_offset, header.partition_leader_epoch), (base, 7));
         assert_eq!(read[61..], bytes[61..], "the rest is untouched");
@@ -211,7 +216,7 @@ pub(crate) fn a_read_starts_with_the_batch_that_contains_the_offset_f2(volume: &
     let log = open(&volume.open(), LogSettings::default());
     three_by_three(&log);
     for (offset, base) in [(0, 0), (2, 0), (3, 3), (4, 3), (8, 6)] {
-        let read = log.log.read(range(offset, 1 << 20)).expect("readable");
+        let read = log.bytes(range(offset, 1 << 20));
         assert_eq!(parse_header(&read).expect("a header").base_offset, base, "offset {offset}");
     }
 }
@@ -219,17 +224,16 @@ pub(crate) fn a_read_starts_with_the_batch_that_contains_the_offset_f2(volume: &
 pub(crate) fn the_first_batch_is_whole_even_if_larger_than_the_limit_f1(volume: &dyn Volume) {
     let log = open(&volume.open(), LogSettings::default());
     let size = three_by_three(&log);
-    assert_eq!(log.log.read(range(0, 1)).expect("readable").len(), size);
+    assert_eq!(log.bytes(range(0, 1)).len(), size);
     let strict = ReadRange { at_least_one: false, ..range(0, size - 1) };
-    assert!(log.log.read(strict).expect("readable").is_empty());
-    assert_eq!(log.log.read(range(0, 2 * size + 5)).expect("readable").len(), 2 * size);
+    assert!(log.bytes(strict).is_empty());
+    assert_eq!(log.bytes(range(0, 2 * size + 5)).len(), 2 * size);
 }
 
 pub(crate) fn a_read_stops_at_its_bounds(volume: &dyn Volume) {
     let log = open(&volume.open(), LogSettings::default());
     let size = three_by_three(&log);
-    let until =
-        |offset, until| log.log.read(ReadRange { until, ..range(offset, 1 << 20) }).expect("readable").len();
+    let until = |offset, until| log.bytes(ReadRange { until, ..range(offset, 1 << 20) }).len();
     assert_eq!(until(0, 3), size);
     assert_eq!(until(0, 4), 2 * size, "a batch that begins below the bound is part of it");
     assert_eq!(until(3, 3), 0);
@@ -239,9 +243,7 @@ pub(crate) fn a_read_stops_at_its_bounds(volume: &dyn Volume) {
 pub(crate) fn reads_from_disk_equal_reads_from_memory(volume: &dyn Volume) {
     let read = |log: &Opened| -> Vec<Bytes> {
         let limits = [1, 150, 400, 5_000];
-        (0..60)
-            .flat_map(|offset| limits.map(|limit| log.log.read(range(offset, limit)).expect("readable")))
-            .collect()
+        (0..60).flat_map(|offset| limits.map(|limit| log.bytes(range(offset, limit)))).collect()
     };
     let store = volume.open();
     let log = open(&store, LogSettings::default());
@@ -259,9 +261,9 @@ pub(crate) fn reads_from_disk_equal_reads_from_memory(volume: &dyn Volume) {
 
 pub(crate) fn only_offsets_outside_of_the_log_are_out_of_range_f3(volume: &dyn Volume) {
     let log = open(&volume.open(), LogSettings::default());
-    assert!(log.log.read(range(0, 100)).expect("an empty log").is_empty());
+    assert!(log.bytes(range(0, 100)).is_empty());
     three_by_three(&log);
-    assert!(log.log.read(range(9, 100)).expect("the end itself").is_empty());
+    assert!(log.bytes(range(9, 100)).is_empty());
     for offset in [-1, 10] {
         let error = log.log.read(range(offset, 100)).expect_err("outside");
         assert!(matches!(error, StorageError::OffsetOutOfRange { log_start: 0, log_end: 9, .. }), "{error}");

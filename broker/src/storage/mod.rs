@@ -30,6 +30,7 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use millrace_protocol::RecordBytes;
 use millrace_protocol::records::BatchHeader;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
@@ -313,13 +314,13 @@ pub trait PartitionLog: Send + Sync + std::fmt::Debug {
     /// The log's pointers.
     fn ends(&self) -> LogEnds;
 
-    /// Reads whole batches if that needs no disk; `None` if it does.
-    fn read_memory(&self, range: ReadRange) -> Result<Option<Bytes>, StorageError>;
+    /// Reads whole batches if that needs no disk; `None` if it does. Copies nothing.
+    fn read_memory(&self, range: ReadRange) -> Result<Option<RecordBytes>, StorageError>;
 
     /// Reads whole batches; empty if nothing lies between the offset and the bounds. Blocks on the disk.
     ///
     /// May return less than there is, but never nothing when a batch would fit.
-    fn read(&self, range: ReadRange) -> Result<Bytes, StorageError>;
+    fn read(&self, range: ReadRange) -> Result<RecordBytes, StorageError>;
 
     /// Removes every batch that holds an offset at or above `offset`; the log then ends where the first of them
     /// began, and starts no later than that. Durable on return. Blocks on the disk. Not to be called while appends

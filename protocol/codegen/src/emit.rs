@@ -527,7 +527,8 @@ fn plain_type(ty: &Type) -> String {
         Type::Float64 => "f64".into(),
         Type::Uuid => "rt::Uuid".into(),
         Type::String => "rt::StrBytes".into(),
-        Type::Bytes | Type::Records => "rt::Bytes".into(),
+        Type::Bytes => "rt::Bytes".into(),
+        Type::Records => "rt::RecordBytes".into(),
         Type::Struct(name) => name.clone(),
         Type::Array(element) => format!("Vec<{}>", plain_type(element)),
     }

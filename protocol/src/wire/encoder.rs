@@ -167,13 +167,19 @@ impl Encoder {
 
     /// Bytes with their length in front, or null.
     pub fn nullable_bytes(&mut self, bytes: Option<&Bytes>, flexible: bool) -> Result<(), EncodeError> {
-        self.length(bytes.map(Bytes::len), flexible)?;
-        let Some(bytes) = bytes else { return Ok(()) };
-        if self.share_from.is_some_and(|share_from| bytes.len() >= share_from) {
-            self.shared.push((self.buffer.len(), bytes.clone()));
-            self.shared_len += bytes.len();
-        } else {
-            self.slice(bytes);
+        self.nullable_pieces(bytes.map(std::slice::from_ref), flexible)
+    }
+
+    /// Bytes in several pieces with their length in front, or null.
+    pub fn nullable_pieces(&mut self, pieces: Option<&[Bytes]>, flexible: bool) -> Result<(), EncodeError> {
+        self.length(pieces.map(|pieces| pieces.iter().map(Bytes::len).sum()), flexible)?;
+        for bytes in pieces.unwrap_or_default() {
+            if self.share_from.is_some_and(|share_from| bytes.len() >= share_from) {
+                self.shared.push((self.buffer.len(), bytes.clone()));
+                self.shared_len += bytes.len();
+            } else {
+                self.slice(bytes);
+            }
         }
         Ok(())
     }

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::{DecodeError, DecodeErrorKind, Decoder, EncodeError, Encoder, StrBytes, WireVersion};
+use super::{
+    DecodeError, DecodeErrorKind, Decoder, EncodeError, Encoder, RecordBytes, StrBytes, WireVersion,
+};
 
 /// A value that can be a field.
 pub trait Wire: Sized {
@@ -133,6 +135,26 @@ impl Wire for Bytes {
 
     fn write_nullable(value: Option<&Self>, e: &mut Encoder, v: WireVersion) -> Result<(), EncodeError> {
         e.nullable_bytes(value, v.flexible)
+    }
+}
+
+impl Wire for RecordBytes {
+    const MIN_LEN: usize = 1;
+
+    fn read(d: &mut Decoder, v: WireVersion) -> Result<Self, DecodeError> {
+        Bytes::read(d, v).map(Self::from)
+    }
+
+    fn write(&self, e: &mut Encoder, v: WireVersion) -> Result<(), EncodeError> {
+        Self::write_nullable(Some(self), e, v)
+    }
+
+    fn read_nullable(d: &mut Decoder, v: WireVersion) -> Result<Option<Self>, DecodeError> {
+        Ok(d.nullable_bytes(v.flexible)?.map(Self::from))
+    }
+
+    fn write_nullable(value: Option<&Self>, e: &mut Encoder, v: WireVersion) -> Result<(), EncodeError> {
+        e.nullable_pieces(value.map(Self::pieces), v.flexible)
     }
 }
 

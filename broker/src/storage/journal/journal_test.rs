@@ -277,7 +277,7 @@ fn segments_in_which_little_is_left_are_rewritten_sorted_by_log() {
     let check = |logs: &[Opened]| {
         for log in logs {
             assert_eq!(log.read_all(0).len(), 60);
-            assert_eq!(log.log.size(), log.log.read(all()).unwrap().len() as u64);
+            assert_eq!(log.log.size(), log.bytes(all()).len() as u64);
         }
     };
     check(&few);

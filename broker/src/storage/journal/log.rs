@@ -9,7 +9,8 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use millrace_protocol::RecordBytes;
 use millrace_protocol::records::BatchHeader;
 use parking_lot::Mutex;
 
@@ -240,7 +241,7 @@ impl JournalLog {
         StorageError::Damaged { path, position, problem }
     }
 
-    fn read_cold(&self, range: ReadRange) -> Result<Bytes, StorageError> {
+    fn read_cold(&self, range: ReadRange) -> Result<RecordBytes, StorageError> {
         let mut left = ReadRange { max_bytes: range.max_bytes.min(MAX_COLD_READ), ..range };
         let mut runs = Vec::new();
         let mut planned = 0;
@@ -267,7 +268,7 @@ impl JournalLog {
                 break;
             }
         }
-        Ok(join(parts))
+        Ok(parts.into())
     }
 
     /// The first batch of a run that `matches`.
@@ -349,17 +350,19 @@ impl PartitionLog for JournalLog {
         self.state.lock().ends()
     }
 
-    fn read_memory(&self, range: ReadRange) -> Result<Option<Bytes>, StorageError> {
+    fn read_memory(&self, range: ReadRange) -> Result<Option<RecordBytes>, StorageError> {
         let state = self.state.lock();
-        let Some(range) = state.bounded(range)? else { return Ok(Some(Bytes::new())) };
+        let Some(range) = state.bounded(range)? else { return Ok(Some(RecordBytes::new())) };
         Ok(state.read_tail(range))
     }
 
-    fn read(&self, range: ReadRange) -> Result<Bytes, StorageError> {
+    fn read(&self, range: ReadRange) -> Result<RecordBytes, StorageError> {
         if let Some(bytes) = self.read_memory(range)? {
             return Ok(bytes);
         }
-        let Some(bounded) = self.state.lock().bounded(range)? else { return Ok(Bytes::new()) };
+        let Some(bounded) = self.state.lock().bounded(range)? else {
+            return Ok(RecordBytes::new());
+        };
         let bytes = self.read_cold(bounded)?;
         if bytes.is_empty() && bounded.at_least_one {
             // Retention may have taken it while it was being read: then the offset is out of range now.
@@ -594,7 +597,7 @@ impl State {
     }
 
     /// Reads from memory; `None` if the offset is older than what is there.
-    fn read_tail(&self, range: ReadRange) -> Option<Bytes> {
+    fn read_tail(&self, range: ReadRange) -> Option<RecordBytes> {
         if self.tail.front()?.run.base_offset > range.offset {
             return None;
         }
@@ -617,19 +620,7 @@ impl State {
                 break;
             }
         }
-        Some(join(parts))
-    }
-}
-
-fn join(mut parts: Vec<Bytes>) -> Bytes {
-    match parts.len() {
-        0 => Bytes::new(),
-        1 => parts.remove(0),
-        _ => {
-            let mut joined = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
-            parts.iter().for_each(|part| joined.extend_from_slice(part));
-            joined.freeze()
-        }
+        Some(parts.into())
     }
 }
 
