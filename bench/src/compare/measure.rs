@@ -9,11 +9,23 @@ use super::figures::{self, Figures};
 use super::java;
 use super::page_cache;
 use super::rows::{Row, Scenario};
-use crate::brokers::{Broker, Brokers, Formatted, Side};
+use crate::brokers::{Broker, Brokers, Durability, Formatted, Side};
 use crate::load::{Admin, Consume, Limit, Load, NewTopic, Pace, Shape, Target, Throughput};
 use crate::procfs::{Snapshot, Usage};
 
 const TOPIC: &str = "bench";
+
+/// The topic that a broker's code is warmed with.
+const WARM_TOPIC: &str = "warm";
+
+/// Most of the warm-up that goes there, as a share.
+const WARM_SHARE: f64 = 0.8;
+
+/// Parts of that: a just-in-time compiler is done when a part costs as much as the one before.
+const WARM_PARTS: u32 = 8;
+
+/// How much two parts may differ in CPU time per request.
+const SETTLED: f64 = 0.05;
 
 /// Longest stretch of a scenario that ends by amount, not by time.
 const UNTIL_DONE: Duration = Duration::from_secs(600);
@@ -35,8 +47,17 @@ pub struct Effort {
 }
 
 impl Effort {
+    /// One part of the load at full speed that warms a broker's code.
+    fn code_warm_up(&self) -> Limit {
+        Limit {
+            time: self.warm_up.mul_f64(WARM_SHARE) / WARM_PARTS,
+            bytes: self.bytes / u64::from(WARM_PARTS),
+        }
+    }
+
+    /// As the row does it.
     fn warm_up(&self) -> Limit {
-        Limit { time: self.warm_up, bytes: self.bytes }
+        Limit { time: self.warm_up.mul_f64(1.0 - WARM_SHARE), bytes: self.bytes }
     }
 
     fn measurement(&self) -> Limit {
@@ -88,8 +109,14 @@ impl Run<'_> {
     fn scenario(&mut self) -> Result<()> {
         match self.row.scenario {
             Scenario::Idle { topics } => return self.idle(topics),
-            _ => self.create_topics(&[TOPIC.to_owned()])?,
+            Scenario::Produce { shape, .. }
+            | Scenario::ProduceAtRate { shape, .. }
+            | Scenario::Follow { shape, .. }
+            | Scenario::FetchTail { shape, .. } => self.warm_code(shape)?,
+            // These warm up in their own way, or begin with a start, which is never warm.
+            Scenario::FetchCold { .. } | Scenario::Restart { .. } | Scenario::JavaProducer { .. } => {}
         }
+        self.create_topics(&[TOPIC.to_owned()], self.row.durability)?;
         match self.row.scenario {
             Scenario::Produce { shape, rate } => self.produce(shape, rate),
             Scenario::ProduceAtRate { shape, rate } => self.produce_at_rate(shape, rate),
@@ -115,10 +142,25 @@ impl Run<'_> {
         Admin::connect(self.broker.address)
     }
 
-    fn create_topics(&self, names: &[String]) -> Result<()> {
-        let config = Brokers::topic_config(self.side, self.row.durability);
+    fn create_topics(&self, names: &[String], durability: Durability) -> Result<()> {
+        let config = Brokers::topic_config(self.side, durability);
         let topics = names.iter().map(|name| NewTopic { name, partitions: self.row.partitions, config });
         self.admin()?.create_topics(&topics.collect::<Vec<_>>())
+    }
+
+    /// Lets a just-in-time compiler see the row's requests until their cost settles. A topic that syncs, or a low rate,
+    /// would leave it at the beginning of its work, which would then be counted as the cost of requests.
+    fn warm_code(&self, shape: Shape) -> Result<()> {
+        self.create_topics(&[WARM_TOPIC.to_owned()], Durability::Written)?;
+        let mut load = self.load(shape, Some(Pace::Saturate), Limit::NONE, self.effort.code_warm_up());
+        load.target.topic = WARM_TOPIC.to_owned();
+        let mut costs = Vec::new();
+        while costs.len() < WARM_PARTS as usize && !has_settled(&costs) {
+            let measured = load.run()?;
+            let usage = measured.usage;
+            costs.push((usage.user_seconds + usage.system_seconds) / measured.produced.requests as f64);
+        }
+        page_cache::write_back(&self.folder)
     }
 
     fn load(&self, shape: Shape, produce: Option<Pace>, warm_up: Limit, measure: Limit) -> Load {
@@ -142,8 +184,9 @@ impl Run<'_> {
         figures::throughput(&mut self.figures, measured.produced, &measured.usage);
         figures::written(&mut self.figures, measured.produced.bytes, &measured.usage);
         figures::closed_loop(&mut self.figures, measured.latency);
-        // The saturating load has warmed it; this lets what it queued up settle.
-        let settle = Limit { time: effort.warm_up / 4, bytes: u64::MAX };
+        // The saturating load has warmed it. What that left to be written would be in the way of the latencies.
+        page_cache::write_back(&self.folder)?;
+        let settle = Limit { time: effort.measure / 5, bytes: u64::MAX };
         let measured = self.load(shape, Some(Pace::Rate(rate)), settle, effort.measurement()).run()?;
         figures::open_loop(&mut self.figures, &measured, measured.produced);
         Ok(())
@@ -220,6 +263,7 @@ impl Run<'_> {
         let ends = self.end_offsets()?;
         self.stop()?;
         self.broker = self.brokers.start(&self.formatted)?;
+        self.admin()?.wait_for_leaders(TOPIC, self.row.partitions)?;
         page_cache::forget(&self.folder)?;
         let one_after_the_other = |from: u32, count: u32| Consume {
             consumers: 1,
@@ -244,7 +288,7 @@ impl Run<'_> {
     fn idle(&mut self, topics: u32) -> Result<()> {
         let names: Vec<_> = (0..topics).map(|n| format!("{TOPIC}-{n}")).collect();
         let before = Snapshot::take(Some(self.pid()))?;
-        self.create_topics(&names)?;
+        self.create_topics(&names, self.row.durability)?;
         let created = Snapshot::take(Some(self.pid()))?;
         std::thread::sleep(self.effort.measure);
         let after = Snapshot::take(Some(self.pid()))?;
@@ -330,5 +374,25 @@ impl Run<'_> {
             ("peak_resident_mb", usage.peak_resident_bytes as f64 / 1e6),
         ]);
         Ok(())
+    }
+}
+
+/// Whether the last costs hardly differ: twice in a row, as one time may be chance.
+fn has_settled(costs: &[f64]) -> bool {
+    let [.., first, second, third] = costs else { return false };
+    let is_near = |one: f64, other: f64| (one / other - 1.0).abs() < SETTLED;
+    is_near(*first, *second) && is_near(*second, *third)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn costs_have_settled_when_three_in_a_row_are_near() {
+        assert!(!has_settled(&[1.0, 1.0]));
+        assert!(has_settled(&[9.0, 1.0, 1.01, 0.99]));
+        assert!(!has_settled(&[1.0, 1.0, 0.9]), "still falling");
+        assert!(!has_settled(&[f64::NAN, f64::NAN, f64::NAN]));
     }
 }

@@ -45,10 +45,10 @@ pub struct CompareArgs {
     /// Measurements of each row at each broker. Default: 3, with --quick 1.
     #[arg(long)]
     pairs: Option<usize>,
-    /// Seconds of load before each measurement. Default: 10, with --quick 3.
+    /// Most seconds of load before each measurement. Default: 40, with --quick 8.
     #[arg(long)]
     warm_up: Option<f64>,
-    /// Seconds of each measurement. Default: 10, with --quick 3.
+    /// Seconds of each measurement. Default: 10, with --quick 2.5.
     #[arg(long)]
     seconds: Option<f64>,
     /// Folder for the brokers' data, on a disk; a folder is made in it and removed. Default: that for temporary files.
@@ -148,14 +148,14 @@ impl CompareArgs {
     }
 
     fn effort(&self) -> Result<Effort> {
-        let duration = |name, given: Option<f64>| {
-            let seconds = given.unwrap_or(if self.quick { 3.0 } else { 10.0 });
+        let duration = |name, given: Option<f64>, (full, quick)| {
+            let seconds = given.unwrap_or(if self.quick { quick } else { full });
             ensure!((0.1..=3600.0).contains(&seconds), "{name} is between 0.1 and 3600");
             Ok(Duration::from_secs_f64(seconds))
         };
         Ok(Effort {
-            warm_up: duration("--warm-up", self.warm_up)?,
-            measure: duration("--seconds", self.seconds)?,
+            warm_up: duration("--warm-up", self.warm_up, (40.0, 8.0))?,
+            measure: duration("--seconds", self.seconds, (10.0, 2.5))?,
             bytes: if self.quick { 1_000_000_000 } else { 3_000_000_000 },
             scale: if self.quick { 0.2 } else { 1.0 },
         })
@@ -202,7 +202,7 @@ impl Comparison {
         let result = measure(row, side, &self.brokers, self.effort, &folder);
         let _ = std::fs::remove_dir_all(&folder); // it may not have come to be
         // What is still to be written must not slow down the next one.
-        rustix::fs::syncfs(File::open(self.folder.path())?)?;
+        page_cache::write_back(self.folder.path())?;
         let (figures, error) = match result {
             Ok(figures) => (figures, None),
             Err(error) => (Figures::new(), Some(format!("{error:#}"))),

@@ -1,4 +1,4 @@
-//! Makes reads cold without touching the rest of the machine.
+//! Puts the page cache into a known state: nothing left to write, or nothing left to read without the disk.
 
 use std::fs::File;
 use std::path::Path;
@@ -21,6 +21,15 @@ pub fn forget(folder: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Waits until the file system of `folder` has nothing left to write.
+///
+/// # Errors
+/// The folder cannot be opened, or the disk fails.
+pub fn write_back(folder: &Path) -> Result<()> {
+    let opened = File::open(folder).with_context(|| folder.display().to_string())?;
+    rustix::fs::syncfs(opened).context("writing back what is dirty")
 }
 
 fn forget_file(path: &Path) -> Result<()> {

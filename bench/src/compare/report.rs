@@ -110,7 +110,7 @@ impl Report {
             self.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
         let mut text = format!(
             "# Millrace and Apache Kafka side by side\n\n{}: {} cores of {}, {} GB, Linux {}, {}. {}.\n\
-             Medians of {} measurement(s) each, of {:.0} s after {:.0} s of warm-up; the ratio is Millrace / Kafka.\n",
+             Medians of {} measurement(s) each, of {} s after at most {} s of warm-up; the ratio is Millrace / Kafka.\n",
             self.date,
             machine.cores,
             machine.cpu,

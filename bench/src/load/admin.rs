@@ -8,15 +8,20 @@ use anyhow::{Context as _, Result, bail, ensure};
 use bytes::{Bytes, BytesMut};
 use millrace_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use millrace_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
-use millrace_protocol::messages::metadata_request::MetadataRequestTopic;
 use millrace_protocol::messages::{CreateTopicsRequest, ListOffsetsRequest, MetadataRequest, ProduceRequest};
 use millrace_protocol::{ErrorCode, Request, frame};
 
 use super::batch::Requests;
 use super::{CLIENT_ID, PRODUCE_VERSION, Shape};
 
-/// Longest wait for one answer. Creating thousands of partitions takes a while.
+/// Longest wait for one answer.
 const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Longest wait for leaders: Kafka makes files for each of thousands of partitions.
+const LEADERS_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Time between two looks at a topic that comes up.
+const POLL: Duration = Duration::from_millis(5);
 
 /// ListOffsets' word for the end of a partition.
 const LATEST: i64 = -1;
@@ -79,10 +84,10 @@ impl Admin {
         Ok(!self.call(METADATA_VERSION, &request)?.brokers.is_empty())
     }
 
-    /// Creates topics and waits until all their partitions have a leader.
+    /// Creates topics and waits until the broker leads all their partitions.
     ///
     /// # Errors
-    /// A topic cannot be created, or has no leaders after two minutes.
+    /// A topic cannot be created, or a partition has no leader after ten minutes.
     pub fn create_topics(&mut self, topics: &[NewTopic<'_>]) -> Result<()> {
         for topic in topics {
             let configs = topic.config.iter().map(|&(name, value)| CreatableTopicConfig {
@@ -106,26 +111,21 @@ impl Admin {
                 check(result.error_code).with_context(|| format!("creating topic {}: {why}", topic.name))?;
             }
         }
-        let deadline = Instant::now() + TIMEOUT;
-        for topic in topics {
-            while self.partitions_with_leader(topic.name)? < topic.partitions as usize {
-                ensure!(Instant::now() < deadline, "topic {} has no leaders", topic.name);
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        }
-        Ok(())
+        topics.iter().try_for_each(|topic| self.wait_for_leaders(topic.name, topic.partitions))
     }
 
-    fn partitions_with_leader(&mut self, topic: &str) -> Result<usize> {
-        let name = MetadataRequestTopic { name: Some(topic.into()), ..Default::default() };
-        let request = MetadataRequest {
-            topics: Some(vec![name]),
-            allow_auto_topic_creation: false,
-            ..Default::default()
-        };
-        let answer = self.call(METADATA_VERSION, &request)?;
-        let partitions = answer.topics.iter().flat_map(|topic| &topic.partitions);
-        Ok(partitions.filter(|p| p.error_code == 0 && p.leader_id >= 0).count())
+    /// Waits until the broker leads all partitions of a topic.
+    ///
+    /// # Errors
+    /// A partition has no leader after ten minutes.
+    pub fn wait_for_leaders(&mut self, topic: &str, partitions: u32) -> Result<()> {
+        let deadline = Instant::now() + LEADERS_TIMEOUT;
+        // Metadata may name a leader before that leader knows; it has to say so itself.
+        while let Err(error) = self.end_offsets(topic, partitions) {
+            ensure!(Instant::now() < deadline, "topic {topic} does not come up: {error:#}");
+            std::thread::sleep(POLL);
+        }
+        Ok(())
     }
 
     /// The high watermark of every partition of a topic, in order.

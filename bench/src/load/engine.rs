@@ -4,7 +4,6 @@
 //! counts the answers that arrived during the measurement. Latency counts the requests that were *due* during it, also
 //! those that are answered later or never.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,6 +17,7 @@ use super::connection::Connection;
 use super::consumer::{Consumer, Position};
 use super::producer::{Producer, share};
 use super::schedule::Schedule;
+use super::tally::{Awaited, Ledger, Tally, Throughput};
 use super::{Limit, Shape, Target};
 use crate::procfs::{Snapshot, Usage};
 use crate::stats::Latency;
@@ -68,17 +68,6 @@ pub struct Consume {
     pub partitions: Vec<(u32, i64, Option<i64>)>,
 }
 
-/// Answers of one kind.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Throughput {
-    /// How many.
-    pub requests: u64,
-    /// Records acknowledged or fetched.
-    pub records: u64,
-    /// Bytes of their batches.
-    pub bytes: u64,
-}
-
 /// What was measured.
 #[derive(Debug, Clone, Serialize)]
 pub struct Measured {
@@ -126,57 +115,6 @@ enum Phase {
     Drain,
 }
 
-/// What happened since the phase began, and what of it counts.
-#[derive(Debug)]
-struct Tally {
-    produced: Throughput,
-    fetched: Throughput,
-    window_start: Option<Instant>,
-    window_end: Option<Instant>,
-    latencies: Vec<u64>,
-}
-
-impl Tally {
-    fn latency(&mut self, due: Instant, now: Instant) {
-        if self.window_start.is_some_and(|start| due >= start) && self.window_end.is_none_or(|end| due < end)
-        {
-            self.latencies.push(u64::try_from(now.duration_since(due).as_nanos()).unwrap_or(u64::MAX));
-        }
-    }
-}
-
-/// Batches that a consumer has still to see, by partition.
-#[derive(Debug)]
-struct Ledger {
-    records_per_batch: i64,
-    partitions: Vec<Awaited>,
-}
-
-#[derive(Debug, Clone)]
-struct Awaited {
-    /// First offset behind the oldest batch awaited is `next` plus a batch.
-    next: i64,
-    due: VecDeque<Instant>,
-}
-
-impl Ledger {
-    /// The due times of the batches of a partition that lie before `offset`.
-    fn arrived(&mut self, partition: u32, offset: i64) -> Vec<Instant> {
-        let awaited = &mut self.partitions[partition as usize];
-        let mut arrived = Vec::new();
-        while awaited.next + self.records_per_batch <= offset {
-            let Some(due) = awaited.due.pop_front() else { break };
-            awaited.next += self.records_per_batch;
-            arrived.push(due);
-        }
-        arrived
-    }
-
-    fn is_empty(&self) -> bool {
-        self.partitions.iter().all(|awaited| awaited.due.is_empty())
-    }
-}
-
 struct Engine<'a> {
     load: &'a Load,
     epoll: rustix::fd::OwnedFd,
@@ -220,13 +158,6 @@ impl<'a> Engine<'a> {
             Some(Pace::Rate(per_second)) => Some(Schedule::new(now, per_second)),
             _ => None,
         };
-        let tally = Tally {
-            produced: Throughput::default(),
-            fetched: Throughput::default(),
-            window_start: None,
-            window_end: None,
-            latencies: Vec::new(),
-        };
         Ok(Self {
             load,
             epoll,
@@ -235,7 +166,7 @@ impl<'a> Engine<'a> {
             requests,
             ledger,
             schedule,
-            tally,
+            tally: Tally::default(),
             phase: Phase::WarmUp,
             phase_start: now,
             last_answer: now,
@@ -358,7 +289,7 @@ impl<'a> Engine<'a> {
         let Lane { connection, role: Role::Producer(producer), .. } = &mut self.lanes[index] else { return };
         let sent = producer.send(due, &self.requests, connection);
         if let Some(ledger) = &mut self.ledger {
-            ledger.partitions[sent.partition as usize].due.push_back(due);
+            ledger.sent(sent.partition, due);
         }
     }
 
@@ -469,44 +400,9 @@ fn consumers(consume: &Consume, topic: &str) -> Vec<Consumer> {
 }
 
 fn starts(consume: &Consume, partitions: u32) -> Vec<Awaited> {
-    let mut starts = vec![Awaited { next: 0, due: VecDeque::new() }; partitions as usize];
+    let mut starts = vec![Awaited::default(); partitions as usize];
     for &(partition, next, _) in &consume.partitions {
         starts[partition as usize].next = next;
     }
     starts
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_batch_has_arrived_once_its_last_record_has() {
-        let start = Instant::now();
-        let due: Vec<_> = (0..3).map(|ms| start + Duration::from_millis(ms)).collect();
-        let awaited = Awaited { next: 100, due: due.iter().copied().collect() };
-        let mut ledger = Ledger { records_per_batch: 10, partitions: vec![awaited] };
-        assert_eq!(ledger.arrived(0, 109), []);
-        assert_eq!(ledger.arrived(0, 120), due[..2]);
-        assert!(!ledger.is_empty());
-        assert_eq!(ledger.arrived(0, 130), due[2..]);
-        assert!(ledger.is_empty());
-    }
-
-    #[test]
-    fn latency_counts_what_was_due_in_the_window_whenever_it_came() {
-        let start = Instant::now();
-        let ms = |n| start + Duration::from_millis(n);
-        let mut tally = Tally {
-            produced: Throughput::default(),
-            fetched: Throughput::default(),
-            window_start: Some(ms(10)),
-            window_end: Some(ms(20)),
-            latencies: Vec::new(),
-        };
-        for due in [9, 10, 19, 20] {
-            tally.latency(ms(due), ms(500));
-        }
-        assert_eq!(tally.latencies, [490_000_000, 481_000_000]);
-    }
 }

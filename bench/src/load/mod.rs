@@ -15,6 +15,7 @@ pub mod consumer;
 pub mod engine;
 pub mod producer;
 pub mod schedule;
+pub mod tally;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,7 +23,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use admin::{Admin, NewTopic};
-pub use engine::{Consume, Load, Measured, Pace, Throughput};
+pub use engine::{Consume, Load, Measured, Pace};
+pub use tally::Throughput;
 
 /// What the load generator calls itself.
 const CLIENT_ID: &str = "millrace-bench";
