@@ -111,10 +111,12 @@ impl Run<'_> {
             Scenario::Idle { topics } => return self.idle(topics),
             Scenario::Produce { shape, .. }
             | Scenario::ProduceAtRate { shape, .. }
-            | Scenario::Follow { shape, .. }
-            | Scenario::FetchTail { shape, .. } => self.warm_code(shape)?,
+            | Scenario::Follow { shape, .. } => self.warm_code(shape)?,
             // These warm up in their own way, or begin with a start, which is never warm.
-            Scenario::FetchCold { .. } | Scenario::Restart { .. } | Scenario::JavaProducer { .. } => {}
+            Scenario::FetchTail { .. }
+            | Scenario::FetchCold { .. }
+            | Scenario::Restart { .. }
+            | Scenario::JavaProducer { .. } => {}
         }
         self.create_topics(&[TOPIC.to_owned()], self.row.durability)?;
         match self.row.scenario {

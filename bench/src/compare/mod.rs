@@ -101,7 +101,7 @@ impl CompareArgs {
         let millrace = Millrace::new(self.millrace()?, self.settings.clone())?;
         let work_dir = self.work_dir.clone().unwrap_or_else(std::env::temp_dir);
         std::fs::create_dir_all(&work_dir).with_context(|| work_dir.display().to_string())?;
-        machine::check_folder(&work_dir, 4 * effort.bytes)?;
+        machine::check_folder(&work_dir, 5 * effort.bytes)?;
         let versions = BTreeMap::from([
             (
                 "millrace",
