@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .PHONY: help up down status kubeconfig build images crds test verify test-unit test-clients test-e2e soak fix \
-  deps clients rocksdb audit fmt lint docs deny generated scripts chart
+  bench bench-quick deps clients rocksdb audit fmt lint docs deny generated scripts chart
 
 # Builds and downloads stay outside of the checkout, so that a fresh clone starts warm (scripts/env.sh).
 CACHE := $(or $(MILLRACE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace)
@@ -16,6 +16,10 @@ export MILLRACE_KUBECONFIG ?= $(CACHE)/run-state/kubeconfig
 $(foreach pair,$(shell scripts/clients.sh env),$(eval export $(pair)))
 # make up CLUSTER=current IMAGE_REGISTRY=…: into the current context, through a registry its nodes can pull from
 export CLUSTER IMAGE_REGISTRY
+
+# Broker and load generator as they ship; brokers write to the cache's disk, as /tmp may be in memory.
+BUILD_BENCH = cargo build --release --locked -p millrace-broker -p millrace-bench
+BENCH = $(CARGO_TARGET_DIR)/release/millrace-bench compare --work-dir $(CACHE)/bench
 
 help: # lists the commands
 	@awk -F ':[^#]*# ' '/^[a-z0-9-]+:.*# / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +61,14 @@ test-e2e: rocksdb clients # runs the tests on the cluster that `make up` started
 
 soak: rocksdb # runs the crash test of the record store ten thousand times, each time differently; takes an hour
 	MILLRACE_CRASH_RUNS=10000 cargo test --workspace --locked --lib -- --nocapture crashes_and_power_losses
+
+bench: rocksdb clients # compares with Apache Kafka, in turn: about two hours; writes bench/results/latest.json
+	$(BUILD_BENCH)
+	@$(BENCH) --output bench/results/latest.json $(BENCH_ARGUMENTS)
+
+bench-quick: rocksdb clients # compares a few figures with Apache Kafka, in under three minutes
+	$(BUILD_BENCH)
+	@$(BENCH) --quick $(BENCH_ARGUMENTS)
 
 fix: rocksdb # rewrites what verify complains about where a tool can: format, lints, generated files
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
