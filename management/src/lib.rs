@@ -103,8 +103,11 @@ pub struct BrokerView {
 pub struct QuorumView {
     /// Raft node id of the leader.
     pub leader: Option<String>,
-    /// Members that vote.
+    /// Members that vote; while they are being changed, the old and the new ones.
     pub voters: BTreeSet<String>,
+    /// Whether they are being changed: until that is done, majorities of the old and of the new ones must agree.
+    #[serde(default)]
+    pub changing: bool,
     /// Members that only follow the log.
     pub learners: BTreeSet<String>,
 }

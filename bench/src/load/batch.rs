@@ -75,7 +75,7 @@ fn request(topic: &str, partition: u32, batch: &Bytes) -> Result<Vec<Bytes>> {
             name: topic.into(),
             partition_data: vec![PartitionProduceData {
                 index: i32::try_from(partition)?,
-                records: Some(batch.clone()),
+                records: Some(batch.clone().into()),
                 ..Default::default()
             }],
             ..Default::default()

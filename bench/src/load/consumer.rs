@@ -116,7 +116,7 @@ impl Consumer {
             let Some(records) = partition.records.filter(|records| !records.is_empty()) else { continue };
             let position = self.positions.iter_mut().find(|p| i64::from(p.partition) == i64::from(index));
             let position = position.with_context(|| format!("partition {index} was not asked for"))?;
-            for batch in batches(records) {
+            for batch in batches(records.into_bytes()) {
                 let batch = match batch {
                     Ok(batch) => batch,
                     Err(BatchError::Truncated { .. }) => break, // the last one may be cut off

@@ -37,6 +37,7 @@ pub(super) fn cluster(image: &MetadataImage, quorum: &QuorumStatus) -> ClusterVi
         quorum: QuorumView {
             leader: quorum.leader.map(|node_id| node_id.to_string()),
             voters: quorum.voters.iter().map(u64::to_string).collect(),
+            changing: quorum.joint,
             learners: quorum.learners().map(|node_id| node_id.to_string()).collect(),
         },
         topic_count: count(image.topics.len()),
