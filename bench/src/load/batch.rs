@@ -131,7 +131,8 @@ mod tests {
                 let request = decode(pieces);
                 let data = &request.topic_data[0].partition_data[0];
                 assert_eq!((request.acks, data.index as usize), (-1, partition));
-                let found: Vec<_> = batches(data.records.clone().unwrap()).map(Result::unwrap).collect();
+                let found: Vec<_> =
+                    batches(data.records.clone().unwrap().into_bytes()).map(Result::unwrap).collect();
                 assert_eq!(found.len(), 1);
                 found[0].verify_crc().unwrap();
                 assert_eq!(found[0].header().records_count as u64, requests.records);
