@@ -353,6 +353,62 @@ fn a_change_in_what_was_acknowledged_is_refused_and_in_the_last_frame_is_a_lost_
     }
 }
 
+#[test]
+fn of_two_segments_that_follow_the_same_frame_the_later_counts() {
+    let (volume, disk) =
+        Directory::simulated(JournalStoreOptions { segment_bytes: Some(64 << 10), ..options() });
+    let store = volume.open();
+    let log = open(&store, kept_for_ever());
+    log.append(&[batch(1, &[1; 40_000])], 0);
+    let index = volume.index_on_disk();
+    disk.faults().fail_writes.store(true, Ordering::SeqCst);
+    let end = log.queue(&batch(1, &[2; 40_000]), 0).unwrap();
+    assert!(!log.ends.wait(end), "the first frame of the second segment is torn");
+    store.close();
+    disk.faults().fail_writes.store(false, Ordering::SeqCst);
+    volume.replace_index(&index);
+    let store = volume.open();
+    let log = open(&store, kept_for_ever());
+    assert_eq!(log.log.ends().log_end, 1);
+    // Its first frame follows the same frame as the torn one.
+    log.append(&[batch(1, &[3; 40_000])], 0);
+    store.close();
+    volume.replace_index(&index);
+    assert_eq!(open(&volume.open(), kept_for_ever()).log.ends().log_end, 2, "acknowledged and lost");
+}
+
+#[test]
+fn sequences_of_a_lost_tail_are_not_used_again_after_an_orderly_end() {
+    let (volume, disk) = Directory::simulated(options());
+    let settings = LogSettings { durability: Durability::Written, ..kept_for_ever() };
+    let same_size = |value| batch(1, &[value; 100]);
+    let store = volume.open();
+    let log = open(&store, settings);
+    log.append(&[same_size(1)], 0);
+    store.checkpoint(Vec::new(), 1).unwrap();
+    let index = volume.index_on_disk();
+    log.append(&[same_size(2)], 0);
+    log.append(&[same_size(3)], 0);
+    disk.cut_power();
+    store.close();
+    disk.revive();
+    // Of the two that were not synced, the first is lost.
+    disk.tamper(|_, bytes| bytes[nth_frame(bytes, 1) + 150] ^= 1);
+    volume.replace_index(&index);
+    let store = volume.open();
+    assert_eq!(open(&store, settings).log.ends().log_end, 1);
+    store.close();
+    let store = volume.open();
+    let index = volume.index_on_disk();
+    let log = open(&store, settings);
+    // Takes the place of the lost one; what follows it on the disk is the third of the life before.
+    log.append(&[same_size(4)], 0);
+    store.close();
+    volume.replace_index(&index);
+    let log = open(&volume.open(), settings);
+    assert_eq!(log.log.ends().log_end, 2, "a record that was lost before has come back");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Append {
