@@ -13,7 +13,7 @@
 //! | 6 | zero, u16 |
 //! | 8 | uuid of the volume |
 //! | 24 | segment: sequence of its first frame, u64 |
-//! | 32 | sequence of this frame, u64; never used twice on a volume |
+//! | 32 | sequence of this frame, u64; never used twice on a volume, not even after a crash that lost the frame |
 //! | 40 | sequence of the frame before, u64; 0 for the first of a volume |
 //! | 48 | sequence up to which everything had been synced when this was written, u64 |
 //! | 56 | bytes of header, table and batches, u32 |
@@ -23,6 +23,8 @@
 //! | 72 | CRC32C of table and batches, u32 |
 //! | 76 | CRC32C of the 76 bytes before, u32 |
 //!
+//! The upper 24 bits of a sequence count the starts of the store, the lower 40 the frames since.
+//!
 //! A segment that is used again still holds frames of its former life: sequence, predecessor and segment tell them
 //! from new ones.
 
@@ -31,6 +33,9 @@ use uuid::Uuid;
 
 use crate::metadata::image::TopicIdPartition;
 use crate::storage::batch::crc32c;
+
+/// Bits of a sequence that count frames: at 10,000 frames per second enough for three years without a restart.
+const FRAME_BITS: u32 = 40;
 
 /// Length of a frame's header in bytes.
 pub(super) const HEADER_LEN: usize = 80;
@@ -198,6 +203,11 @@ impl Run {
 pub(super) fn encode_table(entries: &[Entry], out: &mut Vec<u8>) {
     out.clear();
     entries.iter().for_each(|entry| entry.encode(out));
+}
+
+/// Sequence of the first frame that is written after the store was started that often.
+pub(super) fn first_sequence(starts: u64) -> u64 {
+    starts << FRAME_BITS
 }
 
 impl FrameHeader {

@@ -131,21 +131,38 @@ impl Index {
         self.db()?.flush_opt(&FlushOptions::default()).map_err(|error| self.failed(error))
     }
 
-    /// Notes that the journal ends here in good order, durably. Frames to come have sequences from `next` on: behind the
-    /// end there may be leftovers of a crash with lower ones.
-    pub(super) fn end_at(&self, position: Position, next: u64) -> Result<(), StorageError> {
+    /// Notes that the journal ends here in good order, durably.
+    pub(super) fn end_at(&self, position: Position) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
-        batch.put(keys::CLEAN_END, keys::encode_clean_end(position, next));
+        batch.put(keys::CLEAN_END, position.encode());
         self.write(batch)?;
         self.flush()
     }
 
-    /// The next sequence, if the journal ended here in good order.
-    pub(super) fn ended_at(&self, position: Position) -> Result<Option<u64>, StorageError> {
-        let Some(value) = self.get(keys::CLEAN_END)? else { return Ok(None) };
-        let (ended, next) = keys::decode_clean_end(&value)
+    /// Whether the journal ended here in good order.
+    pub(super) fn ended_at(&self, position: Position) -> Result<bool, StorageError> {
+        let Some(value) = self.get(keys::CLEAN_END)? else { return Ok(false) };
+        let ended = Position::decode(&value)
             .ok_or_else(|| self.damaged("the note of the last orderly end does not decode"))?;
-        Ok((ended == position).then_some(next))
+        Ok(ended == position)
+    }
+
+    /// Notes that the store has been started once more, durably, and forgets its last orderly end. Returns how often
+    /// it has been started.
+    pub(super) fn start(&self) -> Result<u64, StorageError> {
+        let before = match self.get(keys::STARTS)? {
+            None => 0,
+            Some(value) => value
+                .try_into()
+                .map(u64::from_be_bytes)
+                .map_err(|_value| self.damaged("the number of starts does not decode"))?,
+        };
+        let mut batch = WriteBatch::default();
+        batch.put(keys::STARTS, (before + 1).to_be_bytes());
+        batch.delete(keys::CLEAN_END);
+        self.write(batch)?;
+        self.flush()?;
+        Ok(before + 1)
     }
 
     /// Everything that the changing thread holds in memory.

@@ -29,8 +29,8 @@ pub(super) enum Work {
     Answer(Reply),
     /// Keep this about logs, each with the metadata index at which it existed, and make the index durable.
     Checkpoint { entries: Vec<(CheckpointEntry, u64)>, reply: Reply },
-    /// Nothing follows: note that the journal ended in good order, and which sequence comes next.
-    End { next: u64 },
+    /// Nothing follows: note that the journal ended in good order.
+    End,
 }
 
 /// Starts the indexer; the index on the disk is at `flushed`. It ends when nobody can tell it anything any more.
@@ -85,7 +85,7 @@ impl Indexer {
                     self.flush()?;
                     answer(&reply);
                 }
-                Work::End { next } => self.shared.index.end_at(self.changes.position, next)?,
+                Work::End => self.shared.index.end_at(self.changes.position)?,
             }
         }
         Ok(())

@@ -2,7 +2,8 @@
 //!
 //! | prefix | key | value | life |
 //! |---|---|---|---|
-//! | `c` | – | journal position at the last orderly end, sequence that comes next | replaced at each |
+//! | `b` | – | how often the store has been started, u64 | replaced at each start |
+//! | `c` | – | journal position at the last orderly end | deleted by the next start |
 //! | `f` | – | format version u8, uuid of the volume | written once |
 //! | `j` | – | journal position that the index covers: segment, end in it, sequence | with every change |
 //! | `l` | topic id, partition | log: start, end, when last known to exist, leader epochs | updated, deleted with the log |
@@ -21,6 +22,7 @@ use crate::storage::StateSnapshot;
 use crate::storage::epochs::EpochStart;
 
 pub(super) const FORMAT: &[u8] = b"f";
+pub(super) const STARTS: &[u8] = b"b";
 pub(super) const CLEAN_END: &[u8] = b"c";
 pub(super) const POSITION: &[u8] = b"j";
 pub(super) const LOGS: u8 = b'l';
@@ -119,17 +121,6 @@ impl Position {
         let sequence = from.try_get_u64().ok()?;
         from.is_empty().then_some(Self { segment, end, sequence })
     }
-}
-
-pub(super) fn encode_clean_end(position: Position, next: u64) -> Vec<u8> {
-    let mut out = position.encode().to_vec();
-    out.put_u64(next);
-    out
-}
-
-pub(super) fn decode_clean_end(from: &[u8]) -> Option<(Position, u64)> {
-    let (position, next) = from.split_at_checked(24)?;
-    Some((Position::decode(position)?, u64::from_be_bytes(next.try_into().ok()?)))
 }
 
 /// What is known of a log beside its runs.
@@ -250,7 +241,6 @@ mod tests {
         fn any_value_is_refused_or_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
             let _ = Format::decode(&bytes);
             let _ = Position::decode(&bytes);
-            let _ = decode_clean_end(&bytes);
             let _ = LogRecord::decode(&bytes);
             let _ = PlacedRun::decode(&bytes);
             let _ = decode_state(&bytes);
@@ -268,7 +258,6 @@ mod tests {
         assert_eq!(LogRecord::decode(&record.encode()).unwrap(), record);
         let position = Position { segment: 3, end: 8_192, sequence: 12 };
         assert_eq!(Position::decode(&position.encode()).unwrap(), position);
-        assert_eq!(decode_clean_end(&encode_clean_end(position, 99)).unwrap(), (position, 99));
         let run = Run::decode(&mut [1; Run::LEN].as_slice()).unwrap();
         let placed = PlacedRun { run, segment: 5, position: 80 };
         assert_eq!(PlacedRun::decode(&placed.encode()).unwrap(), placed);

@@ -153,8 +153,9 @@ impl JournalStore {
         }
         let mut changes = index.load()?;
         let flushed = changes.position;
-        let tail = recovery::replay(&segments, &first_frames, volume, &index, &mut changes)?;
+        recovery::replay(&segments, &first_frames, volume, &index, &mut changes)?;
         let position = changes.position;
+        let next = frame::first_sequence(index.start()?).max(position.sequence + 1);
         let shared = Arc::new(Shared {
             volume,
             space: FreeSpace::new(
@@ -181,7 +182,7 @@ impl JournalStore {
         });
         let start = |source| io_error("starting the threads of", source);
         let (work, indexer) = indexer::spawn(Arc::clone(&shared), changes, flushed).map_err(start)?;
-        let writer = writer::spawn(Arc::clone(&shared), work, tail, position).map_err(start)?;
+        let writer = writer::spawn(Arc::clone(&shared), work, position, next).map_err(start)?;
         Ok(Self { shared, threads: Mutex::new(vec![writer, indexer]) })
     }
 }

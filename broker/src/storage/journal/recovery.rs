@@ -20,15 +20,6 @@ const LOOK_BYTES: u64 = 2 * super::writer::MAX_UNSYNCED_BYTES;
 /// Bytes read at once.
 const READ_BYTES: usize = 4 << 20;
 
-/// Where a journal goes on after a start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tail {
-    /// Sequence of the last frame that counts.
-    pub(super) last: u64,
-    /// First sequence that no frame on the volume can have.
-    pub(super) next: u64,
-}
-
 /// Applies everything that the journal holds after `changes.position` to the index.
 pub(super) fn replay(
     segments: &Segments,
@@ -36,7 +27,7 @@ pub(super) fn replay(
     volume: Uuid,
     index: &Index,
     changes: &mut Changes,
-) -> Result<Tail, StorageError> {
+) -> Result<(), StorageError> {
     let started = std::time::Instant::now();
     let (mut bytes, mut replayed) = (0, Vec::new());
     let begun = changes.position;
@@ -82,16 +73,14 @@ pub(super) fn replay(
             source,
         })?;
     }
-    let end = changes.position;
-    let tail = match index.ended_at(end)? {
-        Some(next) => Tail { last: end.sequence, next },
-        None => look_for_losses(segments, first_frames, volume, end)?,
-    };
+    if !index.ended_at(changes.position)? {
+        look_for_losses(segments, first_frames, volume, changes)?;
+    }
     if bytes > 0 {
         let millis = started.elapsed().as_millis();
         tracing::info!(bytes, millis, "replayed the journal");
     }
-    Ok(tail)
+    Ok(())
 }
 
 /// Replays the segment in which `changes.position` is, from there on; returns the bytes of the frames that were whole.
@@ -204,43 +193,44 @@ fn look_for_losses(
     segments: &Segments,
     first_frames: &[FirstFrame],
     volume: Uuid,
-    end: Position,
-) -> Result<Tail, StorageError> {
-    let mut tail = Tail { last: end.sequence, next: end.sequence + 1 };
-    let mut check = |segment: &Segment, position: u64, sequence: u64, synced: u64| {
-        tail.next = tail.next.max(sequence + 1);
-        if sequence > end.sequence && synced > end.sequence {
-            return Err(StorageError::Damaged {
-                path: segment.path().to_path_buf(),
-                position,
-                problem: format!(
-                    "frame {sequence} was written when everything up to {synced} was on the disk, and what followed \
-                     frame {} is not there any more: the disk has lost or changed acknowledged records",
-                    end.sequence
-                ),
-            });
+    changes: &Changes,
+) -> Result<(), StorageError> {
+    let end = changes.position;
+    let check = |segment: &Segment, position: u64, sequence: u64, synced: u64| {
+        if sequence <= end.sequence || synced <= end.sequence {
+            return Ok(());
         }
-        Ok(())
+        Err(StorageError::Damaged {
+            path: segment.path().to_path_buf(),
+            position,
+            problem: format!(
+                "frame {sequence} was written when everything up to {synced} was on the disk, and what followed frame \
+                 {} is not there any more: the disk has lost or changed acknowledged records",
+                end.sequence
+            ),
+        })
     };
     for first in first_frames {
         if let Some(segment) = segments.get(first.segment) {
             check(&segment, 0, first.segment, first.synced)?;
         }
     }
-    // Of a segment that was begun after the end, every frame may have been.
-    let later = first_frames.iter().map(|first| first.segment).filter(|id| *id > end.sequence);
-    for id in later.chain([end.segment]) {
-        let Some(segment) = segments.get(id) else { continue };
-        let begin = if id == end.segment { end.end } else { 0 };
-        let mut reader = Reader::new(&segment, begin);
+    let look = |segment: &Segment, begin: u64| {
+        let mut reader = Reader::new(segment, begin);
         while reader.position < begin + LOOK_BYTES {
             let position = reader.position;
             let Some(block) = reader.bytes(BLOCK)? else { break };
             if let Some(header) = FrameHeader::decode(block).filter(|header| header.volume == volume) {
-                check(&segment, position, header.sequence, header.synced)?;
+                check(segment, position, header.sequence, header.synced)?;
             }
             reader.skip(BLOCK);
         }
+        Ok(())
+    };
+    if let Some(segment) = segments.get(end.segment) {
+        look(&segment, end.end)?;
     }
-    Ok(tail)
+    // Segments that were begun after the end, and files in which one may have been of which the beginning is lost.
+    let holds = |id: u64| id == end.segment || (id < end.segment && changes.live.contains_key(&id));
+    segments.leftovers(holds).iter().try_for_each(|segment| look(segment, 0))
 }

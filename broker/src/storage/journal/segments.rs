@@ -103,7 +103,19 @@ impl Segments {
                 Some(first) if first.segment == first.sequence => {
                     let FrameHeader { segment, previous, synced, .. } = first;
                     first_frames.push(FirstFrame { segment, previous, synced });
-                    files.in_use.insert(segment, Arc::new(Segment { id: segment, file }));
+                    let segment = Arc::new(Segment { id: segment, file });
+                    if let Some(other) = files.in_use.insert(segment.id, Arc::clone(&segment)) {
+                        return Err(StorageError::Damaged {
+                            path: directory.to_path_buf(),
+                            position: 0,
+                            problem: format!(
+                                "{} and {} both begin with frame {}",
+                                other.path().display(),
+                                segment.path().display(),
+                                segment.id
+                            ),
+                        });
+                    }
                 }
                 _ => files.free.push(file),
             }
@@ -120,6 +132,14 @@ impl Segments {
 
     pub(super) fn get(&self, id: u64) -> Option<Arc<Segment>> {
         self.files.lock().in_use.get(&id).cloned()
+    }
+
+    /// The files of all segments but those that `holds` something, and all free files: each may have frames of a segment
+    /// whose first frame never arrived. They come as segments without an id of their own.
+    pub(super) fn leftovers(&self, holds: impl Fn(u64) -> bool) -> Vec<Segment> {
+        let files = self.files.lock();
+        let dead = files.in_use.values().filter(|segment| !holds(segment.id)).map(|segment| &segment.file);
+        dead.chain(&files.free).map(|file| Segment { id: 0, file: file.clone() }).collect()
     }
 
     /// Begins a segment whose first frame will have sequence `id`, in a free file or a new one.

@@ -96,6 +96,16 @@ impl SimDisk {
         }
     }
 
+    /// Puts a copy of the first file beside it, under a name of its own.
+    pub(super) fn copy_first_file(&self) {
+        let mut files = self.inner.files.lock();
+        let (path, file) = files.first_key_value().expect("a file");
+        let bytes = file.content.lock().current.clone();
+        let copy = path.with_file_name(format!("9{}", path.file_name().unwrap_or_default().display()));
+        let content = Mutex::new(Content { current: bytes.clone(), synced: bytes });
+        files.insert(copy, Arc::new(SimFile { content, faults: Arc::clone(&self.inner.faults) }));
+    }
+
     pub(super) fn file_count(&self) -> usize {
         self.inner.files.lock().len()
     }

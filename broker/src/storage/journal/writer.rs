@@ -30,7 +30,6 @@ use super::index::Placed;
 use super::indexer::Work;
 use super::keys::Position;
 use super::log::JournalLog;
-use super::recovery::Tail;
 use super::segments::Segment;
 use crate::metadata::image::TopicIdPartition;
 use crate::storage::{
@@ -161,21 +160,21 @@ impl Queue {
     }
 }
 
-/// Starts the writer, which goes on at `tail`. It ends when the queue is closed, and lets the indexer end.
+/// Starts the writer, which goes on behind `position` with frames from the sequence `next` on. It ends when the queue is closed, and lets the indexer end.
 pub(super) fn spawn(
     shared: Arc<Shared>,
     work: SyncSender<Work>,
-    tail: Tail,
     position: Position,
+    next: u64,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("journal-writer".to_owned()).spawn(move || {
         let path = shared.segments.directory().to_path_buf();
         let active = shared.segments.get(position.segment).map(|segment| (segment, position.end));
         let writer = Writer {
             active,
-            next: tail.next,
-            last: tail.last,
-            synced: tail.last,
+            next,
+            last: position.sequence,
+            synced: position.sequence,
             unsynced: Unsynced::default(),
             table: Vec::new(),
             frame_bytes: usize::try_from(shared.segments.segment_bytes() / 4)
@@ -247,7 +246,7 @@ impl Writer {
             }
         }
         self.sync()?;
-        self.tell(Work::End { next: self.next });
+        self.tell(Work::End);
         Ok(())
     }
 
