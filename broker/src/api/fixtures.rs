@@ -70,6 +70,7 @@ pub(super) fn add_topic(image: &mut MetadataImage, name: &str, leaders: &[Broker
                     .map(|id| Replica { broker_id: *id, volume_uuid: Uuid::nil() })
                     .collect(),
                 isr: replicas,
+                elr: Vec::new(),
                 leader: *leader,
                 leader_epoch: 5,
                 partition_epoch: 6,

@@ -115,6 +115,7 @@ mod tests {
                 .map(|broker_id| Replica { broker_id: *broker_id, volume_uuid: Uuid::nil() })
                 .collect(),
             isr: isr.to_vec(),
+            elr: Vec::new(),
             leader,
             leader_epoch: 0,
             partition_epoch: 0,

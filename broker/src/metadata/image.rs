@@ -99,6 +99,9 @@ pub struct PartitionImage {
     pub replicas: Vec<Replica>,
     /// In-sync replicas, a subset of `replicas`.
     pub isr: Vec<BrokerId>,
+    /// Replicas that left the in-sync ones when these fell below `min.insync.replicas`, and that still hold everything
+    /// below the high watermark, since it has not moved from then on (KIP-966). Disjoint from `isr`.
+    pub elr: Vec<BrokerId>,
     /// Leading broker, or [`NO_LEADER`].
     pub leader: BrokerId,
     /// Rises with every change of the leader.

@@ -228,6 +228,7 @@ fn partition_to_wire(partition: TopicIdPartition, state: &PartitionImage) -> wir
             })
             .collect(),
         isr: state.isr.clone(),
+        elr: state.elr.clone(),
         leader: state.leader,
         leader_epoch: state.leader_epoch,
         partition_epoch: state.partition_epoch,
@@ -245,6 +246,7 @@ fn partition_from_wire(record: wire::PartitionRecord) -> Record {
                 .map(|replica| Replica { broker_id: replica.broker_id, volume_uuid: replica.volume_uuid })
                 .collect(),
             isr: record.isr,
+            elr: record.elr,
             leader: record.leader,
             leader_epoch: record.leader_epoch,
             partition_epoch: record.partition_epoch,
@@ -297,6 +299,7 @@ mod tests {
                 state: PartitionImage {
                     replicas: vec![Replica { broker_id: 1, volume_uuid: Uuid::from_u128(4) }],
                     isr: vec![1],
+                    elr: vec![2],
                     leader: -1,
                     leader_epoch: 5,
                     partition_epoch: 6,

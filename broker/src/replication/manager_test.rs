@@ -43,6 +43,7 @@ fn image_at_epoch(log_index: u64, leader_epoch: i32, topics: &[(u128, &[i32])]) 
                 Replica { broker_id: OTHER, volume_uuid: Uuid::from_u128(0x07e4) },
             ],
             isr: vec![*leader],
+            elr: Vec::new(),
             leader: *leader,
             leader_epoch,
             partition_epoch: leader_epoch,

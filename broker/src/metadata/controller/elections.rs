@@ -87,6 +87,7 @@ fn changed(state: &PartitionImage, leader: BrokerId, isr: Vec<BrokerId>) -> Opti
         leader_epoch: state.leader_epoch + i32::from(leader_changes),
         partition_epoch: state.partition_epoch + 1,
         replicas: state.replicas.clone(),
+        elr: state.elr.clone(),
     })
 }
 

@@ -77,6 +77,7 @@ pub(in crate::metadata) fn add_topic(
                     .map(|id| Replica { broker_id: *id, volume_uuid: volume_of(*id) })
                     .collect(),
                 isr: vec![ids[0]],
+                elr: Vec::new(),
                 leader: ids[0],
                 leader_epoch: 0,
                 partition_epoch: 0,

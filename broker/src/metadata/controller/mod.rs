@@ -30,7 +30,7 @@ use draft::Draft;
 
 pub use brokers::{RegisterBroker, Registered};
 pub(crate) use managed_topics::topic_view;
-pub use requests::{ControllerRequest, ControllerResponse, RequestError};
+pub use requests::{ControllerRequest, ControllerResponse, IsrChange, RequestError};
 
 /// Producer ids handed to a broker at a time, as in Kafka (KIP-730).
 pub const PRODUCER_ID_BLOCK_SIZE: i32 = 1000;
@@ -95,6 +95,9 @@ pub fn decide(
         ControllerRequest::ControlledShutdown { broker_id, broker_epoch } => {
             brokers::controlled_shutdown(&mut draft, *broker_id, *broker_epoch, settings)
         }
+        ControllerRequest::AlterPartitions { changes, .. } => ControllerResponse::PartitionsAltered(
+            changes.iter().map(|_| millrace_protocol::ErrorCode::UnsupportedVersion).collect(),
+        ),
         ControllerRequest::SetRack { broker_id, rack } => {
             brokers::set_rack(&mut draft, *broker_id, rack.as_deref())
         }

@@ -100,6 +100,7 @@ fn new_partition(image: &MetadataImage, ids: &[BrokerId]) -> PartitionImage {
         replicas,
         // Somebody must be in sync for ever after; without a live replica it is the preferred one, once it is back.
         isr: leader.or(ids.first().copied()).into_iter().collect(),
+        elr: Vec::new(),
         leader: leader.unwrap_or(NO_LEADER),
         leader_epoch: 0,
         partition_epoch: 0,

@@ -4,6 +4,7 @@
 //! came in. The rest has messages of our own (`schema/controller.schema`).
 
 use millrace_management::{ApiError, ApplyTopic, ApplyTopicResult};
+use millrace_protocol::ErrorCode;
 use millrace_protocol::messages::{
     CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
     DeleteTopicsRequest, DeleteTopicsResponse, IncrementalAlterConfigsRequest,
@@ -11,7 +12,7 @@ use millrace_protocol::messages::{
 };
 
 use super::brokers::{RegisterBroker, Registered};
-use crate::metadata::image::BrokerId;
+use crate::metadata::image::{BrokerId, TopicIdPartition};
 
 pub use codec::RequestError;
 
@@ -49,6 +50,15 @@ pub enum ControllerRequest {
         /// Epoch of its registration.
         broker_epoch: i64,
     },
+    /// A leader proposes in-sync replicas of partitions that it leads (Kafka's AlterPartition).
+    AlterPartitions {
+        /// The leader.
+        broker_id: BrokerId,
+        /// Epoch of its registration.
+        broker_epoch: i64,
+        /// One for each partition.
+        changes: Vec<IsrChange>,
+    },
     /// Tells where a broker runs.
     SetRack {
         /// Which broker.
@@ -79,6 +89,19 @@ pub enum ControllerRequest {
     },
 }
 
+/// In-sync replicas as the leader of a partition would have them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IsrChange {
+    /// Which partition.
+    pub partition: TopicIdPartition,
+    /// Epoch in which the proposer leads.
+    pub leader_epoch: i32,
+    /// Epoch of the state that the proposal starts from.
+    pub partition_epoch: i32,
+    /// All of them, the leader included, each with the epoch of its registration as the leader knows it.
+    pub isr: Vec<(BrokerId, i64)>,
+}
+
 /// What the controller answers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ControllerResponse {
@@ -106,6 +129,9 @@ pub enum ControllerResponse {
         /// Their number.
         partitions: u64,
     },
+    /// To [`ControllerRequest::AlterPartitions`]: `None` for a change that is in effect, else why not, in the order of
+    /// the request.
+    PartitionsAltered(Vec<ErrorCode>),
     /// To [`ControllerRequest::ApplyTopic`].
     TopicApplied(ApplyTopicResult),
     /// The request cannot be done as the image stands; nothing was changed.

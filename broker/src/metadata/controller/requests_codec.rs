@@ -2,20 +2,20 @@
 
 use bytes::Bytes;
 use millrace_management::ApiError;
-use millrace_protocol::ApiKey;
-use millrace_protocol::Message;
 use millrace_protocol::messages::{
     CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
     DeleteTopicsRequest, DeleteTopicsResponse, IncrementalAlterConfigsRequest,
     IncrementalAlterConfigsResponse,
 };
 use millrace_protocol::wire::{DecodeError, Decoder, EncodeError, Encoder};
+use millrace_protocol::{ApiKey, ErrorCode, Message};
 
-use super::{ControllerRequest, ControllerResponse};
+use super::{ControllerRequest, ControllerResponse, IsrChange};
 use crate::metadata::controller::brokers::{RegisterBroker, Registered};
-use crate::metadata::image::Endpoint;
+use crate::metadata::image::{Endpoint, TopicIdPartition};
 use crate::schema::controller as wire;
 use crate::schema::controller::ControllerMessage;
+use crate::schema::controller::alter_partitions_request::InSyncReplica;
 
 /// Bytes that are no controller request or answer of a version known here.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +59,13 @@ impl ControllerRequest {
             Self::ControlledShutdown { broker_id, broker_epoch } => wire::ControlledShutdownRequest {
                 broker_id: *broker_id,
                 broker_epoch: *broker_epoch,
+                ..Default::default()
+            }
+            .into(),
+            Self::AlterPartitions { broker_id, broker_epoch, changes } => wire::AlterPartitionsRequest {
+                broker_id: *broker_id,
+                broker_epoch: *broker_epoch,
+                changes: changes.iter().map(change_to_wire).collect(),
                 ..Default::default()
             }
             .into(),
@@ -126,6 +133,11 @@ impl ControllerRequest {
             ControllerMessage::ControlledShutdownRequest(request) => {
                 Self::ControlledShutdown { broker_id: request.broker_id, broker_epoch: request.broker_epoch }
             }
+            ControllerMessage::AlterPartitionsRequest(request) => Self::AlterPartitions {
+                broker_id: request.broker_id,
+                broker_epoch: request.broker_epoch,
+                changes: request.changes.into_iter().map(change_from_wire).collect(),
+            },
             ControllerMessage::SetRackRequest(request) => {
                 Self::SetRack { broker_id: request.broker_id, rack: request.rack.map(Into::into) }
             }
@@ -168,6 +180,11 @@ impl ControllerResponse {
                 wire::StillLeadingResponse { partitions: partitions.cast_signed(), ..Default::default() }
                     .into()
             }
+            Self::PartitionsAltered(errors) => wire::PartitionsAlteredResponse {
+                errors: errors.iter().map(|error| error.code()).collect(),
+                ..Default::default()
+            }
+            .into(),
             Self::TopicApplied(result) => {
                 wire::TopicAppliedResponse { json: serde_json::to_vec(result)?.into(), ..Default::default() }
                     .into()
@@ -215,6 +232,10 @@ impl ControllerResponse {
             ControllerMessage::DoneResponse(_) => Self::Done,
             ControllerMessage::StillLeadingResponse(response) => {
                 Self::StillLeading { partitions: response.partitions.cast_unsigned() }
+            }
+            ControllerMessage::PartitionsAlteredResponse(response) => {
+                let known = |code| ErrorCode::from_code(code).unwrap_or(ErrorCode::UnknownServerError);
+                Self::PartitionsAltered(response.errors.into_iter().map(known).collect())
             }
             ControllerMessage::TopicAppliedResponse(response) => {
                 Self::TopicApplied(serde_json::from_slice(&response.json)?)
@@ -307,6 +328,30 @@ fn registration_from_wire(request: wire::RegisterBrokerRequest) -> RegisterBroke
     }
 }
 
+fn change_to_wire(change: &IsrChange) -> wire::alter_partitions_request::ProposedIsr {
+    let in_sync = |(broker_id, broker_epoch): &(i32, i64)| {
+        let (broker_id, broker_epoch) = (*broker_id, *broker_epoch);
+        InSyncReplica { broker_id, broker_epoch, ..Default::default() }
+    };
+    wire::alter_partitions_request::ProposedIsr {
+        topic_id: change.partition.topic_id,
+        partition_id: change.partition.partition,
+        leader_epoch: change.leader_epoch,
+        partition_epoch: change.partition_epoch,
+        isr: change.isr.iter().map(in_sync).collect(),
+        ..Default::default()
+    }
+}
+
+fn change_from_wire(change: wire::alter_partitions_request::ProposedIsr) -> IsrChange {
+    IsrChange {
+        partition: TopicIdPartition { topic_id: change.topic_id, partition: change.partition_id },
+        leader_epoch: change.leader_epoch,
+        partition_epoch: change.partition_epoch,
+        isr: change.isr.iter().map(|replica| (replica.broker_id, replica.broker_epoch)).collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -335,6 +380,16 @@ mod tests {
                 version: "1".into(),
             }),
             ControllerRequest::SetFenced { broker_id: 1, broker_epoch: 2, fenced: true },
+            ControllerRequest::AlterPartitions {
+                broker_id: 1,
+                broker_epoch: 2,
+                changes: vec![IsrChange {
+                    partition: TopicIdPartition { topic_id: Uuid::from_u128(3), partition: 4 },
+                    leader_epoch: 5,
+                    partition_epoch: 6,
+                    isr: vec![(1, 2), (7, 8)],
+                }],
+            },
             ControllerRequest::SetRack { broker_id: 1, rack: None },
             ControllerRequest::ApplyTopic {
                 name: "t".into(),
