@@ -26,6 +26,7 @@ use super::{Api, ApiParts, ClientConnection, CloseReason, Outcome};
 use crate::config::BrokerConfig;
 use crate::metadata::MetadataHandle;
 use crate::metrics::Metrics;
+use crate::replication::peers::NoPeers;
 use crate::replication::{ReplicaManager, ReplicaManagerOptions, TopicSettings};
 use crate::storage::journal::{JournalStore, JournalStoreOptions};
 
@@ -56,6 +57,10 @@ impl Broker {
             images: metadata.subscribe(),
             caught_up: watch::channel(true).1,
             topic_settings: Arc::new(|_| TopicSettings::default()),
+            peers: Arc::new(NoPeers),
+            replica_lag: Duration::from_secs(30),
+            replica_fetch_wait: Duration::from_millis(500),
+            replica_fetch_bytes: 1 << 20,
             clock: Arc::new(|| NOW_MS),
             retention_check_interval: Duration::from_secs(300),
             checkpoint_interval: Duration::from_secs(60),

@@ -44,6 +44,8 @@ pub struct BrokerConfig {
     pub session_timeout: Duration,
     /// `broker.heartbeat.interval.ms`.
     pub heartbeat_interval: Duration,
+    /// How followers fetch.
+    pub replica_fetch: ReplicaFetchConfig,
     /// `controlled.shutdown.enable`.
     pub controlled_shutdown: bool,
     /// `request.timeout.ms`.
@@ -206,6 +208,16 @@ impl BrokerConfig {
                            broker out of service; lower it or raise the timeout";
             errors.push(ConfigError::of_key("broker.heartbeat.interval.ms", message));
         }
+        let replica_fetch = ReplicaFetchConfig {
+            lag: values.millis("replica.lag.time.max.ms"),
+            wait: values.millis("replica.fetch.wait.max.ms"),
+            max_bytes: values.number("replica.fetch.response.max.bytes"),
+        };
+        if replica_fetch.wait >= replica_fetch.lag {
+            let message = "not less than replica.lag.time.max.ms, so that idle followers would leave the in-sync \
+                           replicas; lower it or raise the lag";
+            errors.push(ConfigError::of_key("replica.fetch.wait.max.ms", message));
+        }
         let quorum = QuorumConfig::new(
             values.number("metadata.quorum.voters.count"),
             values.millis("metadata.quorum.voter.replacement.delay.ms"),
@@ -231,6 +243,7 @@ impl BrokerConfig {
             rack: get("broker.rack").filter(|rack| !rack.is_empty()).map(str::to_owned),
             session_timeout,
             heartbeat_interval,
+            replica_fetch,
             controlled_shutdown: values.flag("controlled.shutdown.enable"),
             request_timeout: values.millis("request.timeout.ms"),
             connections: ConnectionLimits {
@@ -251,6 +264,17 @@ impl BrokerConfig {
             settings,
         })
     }
+}
+
+/// How followers fetch from their leaders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplicaFetchConfig {
+    /// `replica.lag.time.max.ms`.
+    pub lag: Duration,
+    /// `replica.fetch.wait.max.ms`.
+    pub wait: Duration,
+    /// `replica.fetch.response.max.bytes`.
+    pub max_bytes: i32,
 }
 
 /// Typed access to settings that have passed their checks, with the registry's defaults.

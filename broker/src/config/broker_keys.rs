@@ -10,7 +10,6 @@ const LEVELS: &str = "each codec has a fixed level";
 const COMPACTION: &str = "logs are not compacted yet";
 const GROUPS: &str = "there is no group coordinator yet";
 const TRANSACTIONS: &str = "there is no transaction coordinator yet";
-const REPLICATION: &str = "partitions are not replicated yet";
 const TIERS: &str = "there is no tiered storage";
 
 const FOREVER: &str = "9223372036854775807";
@@ -105,7 +104,9 @@ pub(super) const BROKER_KEYS: &[KeyDef] = &[
     KeyDef::new("offsets.topic.replication.factor", Short, "3", "Replicas of the topic of committed offsets.").check(AtLeast(1)).no_effect_yet(GROUPS),
     KeyDef::new("offsets.topic.segment.bytes", Int, "104857600", "Segment size of the topic of committed offsets.").check(AtLeast(1)).no_effect_yet(GROUPS),
     KeyDef::new("producer.id.expiration.ms", Int, "86400000", "Idle time after which a producer's sequence numbers are forgotten.").check(AtLeast(1)),
-    KeyDef::new("replica.lag.time.max.ms", Long, "30000", "How long a follower may lag before it leaves the in-sync replicas.").no_effect_yet(REPLICATION),
+    KeyDef::new("replica.fetch.response.max.bytes", Int, "10485760", "Most bytes that a follower fetches at once; a larger batch is fetched alone.").check(AtLeast(1)),
+    KeyDef::new("replica.fetch.wait.max.ms", Int, "500", "How long a follower's fetch waits for new records.").check(AtLeast(1)),
+    KeyDef::new("replica.lag.time.max.ms", Long, "30000", "How long a follower may lag before it leaves the in-sync replicas. The wait of followers' fetches must be shorter.").check(AtLeast(1)),
     KeyDef::new("request.timeout.ms", Int, "30000", "How long this broker waits for the controller's answer.").check(AtLeast(1)),
     KeyDef::new("socket.listen.backlog.size", Int, "50", "Connections that may wait to be accepted on a listener.").check(AtLeast(1)),
     KeyDef::new("socket.request.max.bytes", Int, "104857600", "Largest request; a connection that announces a larger one is closed.").check(AtLeast(1)),

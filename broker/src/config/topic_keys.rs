@@ -8,7 +8,7 @@ const SEGMENTS: &str = "the record store does not work that way";
 const SYNC: &str = "every acknowledged record is on disk already, see log.durability";
 const LEVELS: &str = "each codec has a fixed level";
 const COMPACTION: &str = "logs are not compacted yet";
-const REPLICATION: &str = "partitions are not replicated yet";
+const REPLICATION: &str = "replication is not throttled yet";
 const TIERS: &str = "there is no tiered storage";
 
 const CODECS: Check = Check::OneOf(&["uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"]);

@@ -10,8 +10,9 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::Method;
 
-/// Longest frame. What is longer (a snapshot) travels in pieces.
-pub const MAX_FRAME_BYTES: usize = 16 << 20;
+/// Longest frame: more than the largest request of a client (`socket.request.max.bytes`), whose batch a follower
+/// fetches whole. What is longer (a snapshot) travels in pieces.
+pub const MAX_FRAME_BYTES: usize = 128 << 20;
 
 /// A frame grows as its bytes arrive, from this size on: a length alone never makes us allocate more.
 const FIRST_READ_BYTES: usize = 64 << 10;

@@ -57,12 +57,14 @@ pub enum Method {
     LeaderGone = 9,
     /// Asks the leader how far every member of the quorum is.
     DescribeQuorum = 10,
+    /// A follower asks the leader of its partitions for records.
+    ReplicaFetch = 11,
 }
 
 impl Method {
     /// The method with this number.
     pub fn from_code(code: u8) -> Option<Self> {
-        const ALL: [Method; 10] = [
+        const ALL: [Method; 11] = [
             Method::AppendEntries,
             Method::Vote,
             Method::PreVote,
@@ -73,6 +75,7 @@ impl Method {
             Method::Join,
             Method::LeaderGone,
             Method::DescribeQuorum,
+            Method::ReplicaFetch,
         ];
         ALL.into_iter().find(|method| *method as u8 == code)
     }

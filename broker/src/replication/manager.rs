@@ -25,13 +25,21 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::partition::{Appended, Bounds, Partition, Progress, Role, storage_code};
+use super::fetcher::Fetchers;
+use super::leadership::{LeaderAssignment, Member, Proposal};
+use super::partition::{Appended, Assignment, Bounds, Partition, Progress, storage_code};
+use super::peers::Peers;
+use super::proposals::{self, Proposals};
+use super::sessions::{FollowerSessions, Host};
 use super::validate::{Rejection, ValidatedBatch, validate};
 use super::{
     FetchRequestPlan, FetchedPartition, FoundOffset, LeaderHint, OffsetQuery, ProduceOutcome,
     ProducePartition, RequiredAcks, TopicSettings,
 };
-use crate::metadata::image::{MetadataImage, NO_LEADER, TopicIdPartition, TopicImage};
+use crate::metadata::image::{
+    BrokerImage, MetadataImage, NO_LEADER, PartitionImage, Replica, TopicIdPartition, TopicImage,
+};
+use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall};
 use crate::storage::{Admission, CheckpointEntry, EpochEnd, LogStore, ReadRange, StorageError, StoreFailure};
 
 /// Longest wait of a request for a partition that the image gives us and that is still being opened.
@@ -57,6 +65,14 @@ pub struct ReplicaManagerOptions {
     pub caught_up: watch::Receiver<bool>,
     /// Settings of a topic.
     pub topic_settings: Arc<dyn Fn(&TopicImage) -> TopicSettings + Send + Sync>,
+    /// Leaders on other brokers, and the controller.
+    pub peers: Arc<dyn Peers>,
+    /// Time that a follower may lag before it leaves the in-sync replicas (`replica.lag.time.max.ms`).
+    pub replica_lag: Duration,
+    /// Longest wait of a follower's fetch for records (`replica.fetch.wait.max.ms`).
+    pub replica_fetch_wait: Duration,
+    /// Most bytes of the answer to a follower's fetch, but at least one batch (`replica.fetch.response.max.bytes`).
+    pub replica_fetch_bytes: i32,
     /// The time in milliseconds since 1970.
     pub clock: Arc<dyn Fn() -> i64 + Send + Sync>,
     /// Time between two looks for old segments (`log.retention.check.interval.ms`).
@@ -82,14 +98,19 @@ pub struct ReplicaManager {
 }
 
 #[derive(Debug)]
-struct Inner {
-    options: ReplicaManagerOptions,
+pub(super) struct Inner {
+    pub(super) options: ReplicaManagerOptions,
     partitions: RwLock<HashMap<TopicIdPartition, Hosted>>,
     /// Metadata log index of the last image that was carried out.
     applied: watch::Sender<u64>,
-    stopping: CancellationToken,
-    tasks: TaskTracker,
+    pub(super) stopping: CancellationToken,
+    pub(super) tasks: TaskTracker,
     checkpointing: Mutex<()>,
+    /// Followers that fetch from here.
+    sessions: FollowerSessions,
+    /// Leaders that are fetched from.
+    fetchers: Fetchers,
+    pub(super) proposals: Proposals,
 }
 
 #[derive(Clone, Debug)]
@@ -142,10 +163,15 @@ impl ReplicaManager {
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
             checkpointing: Mutex::new(()),
+            sessions: FollowerSessions::default(),
+            fetchers: Fetchers::default(),
+            proposals: Proposals::default(),
         });
         inner.tasks.spawn(follow_image(Arc::clone(&inner)));
         inner.tasks.spawn(delete_old_segments(Arc::clone(&inner)));
         inner.tasks.spawn(make_checkpoints(Arc::clone(&inner)));
+        inner.tasks.spawn(proposals::send(Arc::clone(&inner)));
+        inner.tasks.spawn(watch_followers(Arc::clone(&inner)));
         inner.tasks.close();
         Self { inner }
     }
@@ -232,6 +258,12 @@ impl ReplicaManager {
         }
     }
 
+    /// Answers a follower's fetch; waits for something new as long as the call says. Dropping the future ends the wait,
+    /// and the follower has to begin another session.
+    pub async fn serve_follower(&self, call: ReplicaFetchCall) -> ReplicaFetchAnswer {
+        self.inner.sessions.fetch(self.inner.as_ref(), call).await
+    }
+
     /// Answers ListOffsets for one partition; which special values a version has is the caller's to check.
     ///
     /// Searches by time read from the disk. On a runtime with several threads they do not hold up other tasks.
@@ -274,10 +306,7 @@ impl ReplicaManager {
 
     /// A partition hosted here, led or not.
     pub fn partition(&self, partition: TopicIdPartition) -> Option<Arc<Partition>> {
-        match self.inner.partitions.read().get(&partition) {
-            Some(Hosted::Online(partition)) => Some(Arc::clone(partition)),
-            Some(Hosted::Offline) | None => None,
-        }
+        self.inner.online_partition(partition)
     }
 
     /// All logs opened by this broker, in no order.
@@ -331,9 +360,9 @@ impl ReplicaManager {
         self.inner.stopping.cancel();
         self.inner.tasks.wait().await;
         for partition in self.inner.online() {
-            let role = partition.role();
-            partition.set_role(Role { leads: false, ..role });
+            partition.retire();
         }
+        self.inner.sessions.end();
         let inner = Arc::clone(&self.inner);
         let stop = move || {
             if let Err(error) = inner.checkpoint() {
@@ -356,7 +385,7 @@ impl PendingProduce {
         }
         let signal = Arc::new(Notify::new());
         let deadline = Instant::now() + timeout;
-        let mut registrations = Registrations::new(&signal);
+        let mut registrations = Registrations::new(&signal, self.acks);
         for (partition, appended) in self.items.iter().filter_map(|item| item.waiting.as_ref()) {
             registrations.add(partition, appended.last_offset + 1);
         }
@@ -406,22 +435,23 @@ impl PendingProduce {
 /// Registrations of one waiting request, taken back when it is over or dropped.
 struct Registrations<'a> {
     signal: &'a Arc<Notify>,
+    acks: RequiredAcks,
     partitions: Vec<Arc<Partition>>,
 }
 
 impl<'a> Registrations<'a> {
-    fn new(signal: &'a Arc<Notify>) -> Self {
-        Self { signal, partitions: Vec::new() }
+    fn new(signal: &'a Arc<Notify>, acks: RequiredAcks) -> Self {
+        Self { signal, acks, partitions: Vec::new() }
     }
 
     fn add(&mut self, partition: &Arc<Partition>, wake_at: i64) {
-        partition.register(wake_at, self.signal);
+        partition.register(self.acks, wake_at, self.signal);
         self.partitions.push(Arc::clone(partition));
     }
 
     fn clear(&mut self) {
         for partition in self.partitions.drain(..) {
-            partition.leave(self.signal);
+            partition.leave(self.acks, self.signal);
         }
     }
 }
@@ -433,6 +463,13 @@ impl Drop for Registrations<'_> {
 }
 
 impl Inner {
+    pub(super) fn online_partition(&self, id: TopicIdPartition) -> Option<Arc<Partition>> {
+        match self.partitions.read().get(&id) {
+            Some(Hosted::Online(partition)) => Some(Arc::clone(partition)),
+            Some(Hosted::Offline) | None => None,
+        }
+    }
+
     fn online(&self) -> Vec<Arc<Partition>> {
         let partitions = self.partitions.read();
         let online = partitions.values().filter_map(|hosted| match hosted {
@@ -632,7 +669,7 @@ impl Inner {
         deadline: Instant,
     ) -> bool {
         let signal = Arc::new(Notify::new());
-        let mut registrations = Registrations::new(&signal);
+        let mut registrations = Registrations::new(&signal, RequiredAcks::All);
         let mut arrived = false;
         loop {
             registrations.clear();
@@ -645,7 +682,7 @@ impl Inner {
                 let now =
                     partition.bounds(part.current_leader_epoch, part.fetch_offset, part.last_fetched_epoch);
                 let Ok(now) = now else { return true };
-                let more = now.visible_bytes - before.visible_bytes;
+                let more = now.visible_bytes.saturating_sub(before.visible_bytes);
                 arrived |= more > 0;
                 bytes += (read + more).min(u64::try_from(part.max_bytes).unwrap_or(0));
             }
@@ -659,15 +696,18 @@ impl Inner {
     }
 
     /// Carries out the difference between two images. Blocks on the disk.
-    fn apply(&self, before: Option<&MetadataImage>, image: &MetadataImage, caught_up: bool) {
+    fn apply(self: &Arc<Self>, before: Option<&MetadataImage>, image: &MetadataImage, caught_up: bool) {
         let none = BTreeMap::new();
         let topics_before = before.map_or(&none, |before| &before.topics);
-        let configs_changed = before.is_none_or(|before| before.broker_configs != image.broker_configs);
+        // Settings come from broker configurations too, and who may become in sync from the brokers' states.
+        let all_changed = before.is_none_or(|before| {
+            before.broker_configs != image.broker_configs || before.brokers != image.brokers
+        });
         let mut to_open = Vec::new();
         for (topic_id, topic) in &image.topics {
             let unchanged = topics_before.get(topic_id).is_some_and(|before| Arc::ptr_eq(before, topic));
-            if !unchanged || configs_changed {
-                self.apply_topic(topic, caught_up, &mut to_open);
+            if !unchanged || all_changed {
+                self.apply_topic(image, topic, caught_up, &mut to_open);
             }
         }
         if caught_up {
@@ -675,49 +715,68 @@ impl Inner {
                 self.delete_topic(topic);
             }
         }
-        for (id, settings, role) in to_open {
-            self.open(id, settings, role);
+        for (id, settings, assignment) in to_open {
+            self.open(id, settings, assignment);
         }
     }
 
     /// Brings the partitions of one topic up to date; those to be opened come last, since that takes longer.
     fn apply_topic(
-        &self,
+        self: &Arc<Self>,
+        image: &MetadataImage,
         topic: &TopicImage,
         caught_up: bool,
-        to_open: &mut Vec<(TopicIdPartition, Arc<TopicSettings>, Role)>,
+        to_open: &mut Vec<(TopicIdPartition, Arc<TopicSettings>, Assignment)>,
     ) {
         let mut settings: Option<Arc<TopicSettings>> = None;
         for (number, state) in (0..).zip(&topic.partitions) {
             let id = TopicIdPartition { topic_id: topic.topic_id, partition: number };
-            let ours = state.replicas.iter().any(|replica| {
-                replica.broker_id == state.leader && replica.volume_uuid == self.options.volume_uuid
-            });
-            let role =
-                Role { leader_epoch: state.leader_epoch, leads: ours && caught_up, isr_len: state.isr.len() };
+            let own = state.replicas.iter().find(|replica| replica.volume_uuid == self.options.volume_uuid);
             let hosted = self.partitions.read().get(&id).cloned();
-            if hosted.is_none() && !ours {
+            if hosted.is_none() && own.is_none() {
                 continue;
             }
             let settings =
                 Arc::clone(settings.get_or_insert_with(|| Arc::new((self.options.topic_settings)(topic))));
+            let own = own.filter(|_| caught_up);
+            let assignment = assignment(image, state, own, settings.min_insync_replicas);
             match hosted {
                 Some(Hosted::Online(partition)) => {
                     partition.set_settings(settings);
-                    partition.set_role(role);
+                    self.assign(&partition, assignment);
                 }
                 Some(Hosted::Offline) => {}
-                None => to_open.push((id, settings, role)),
+                None => to_open.push((id, settings, assignment)),
             }
         }
     }
 
-    fn open(&self, id: TopicIdPartition, settings: Arc<TopicSettings>, role: Role) {
+    fn assign(self: &Arc<Self>, partition: &Arc<Partition>, assignment: Assignment) {
+        let before = partition.role();
+        partition.assign(assignment);
+        let role = partition.role();
+        match role.follows {
+            Some(leader) if before != role => {
+                self.fetchers.follow(self, partition, leader, role.leader_epoch);
+            }
+            Some(_) => {}
+            None if before.follows.is_some() => self.fetchers.forget(partition.id()),
+            None => {}
+        }
+        // Somebody may join who could not before.
+        if partition.watermark().propose_expansion().is_some() {
+            self.proposals.add(partition.id());
+        }
+    }
+
+    fn open(self: &Arc<Self>, id: TopicIdPartition, settings: Arc<TopicSettings>, assignment: Assignment) {
         let now_ms = (self.options.clock)();
-        let hosted = match Partition::open(self.options.store.as_ref(), id, settings, now_ms) {
+        let lag = self.options.replica_lag;
+        let hosted = match Partition::open(self.options.store.as_ref(), id, settings, lag, now_ms) {
             Ok(partition) => {
-                partition.set_role(role);
-                Hosted::Online(Arc::new(partition))
+                let partition = Arc::new(partition);
+                self.assign(&partition, assignment);
+                Hosted::Online(partition)
             }
             Err(error) => {
                 tracing::error!(topic_id = %id.topic_id, partition = id.partition, %error, "partition is offline");
@@ -739,8 +798,8 @@ impl Inner {
     fn delete(&self, id: TopicIdPartition) {
         let hosted = self.partitions.write().remove(&id);
         if let Some(Hosted::Online(partition)) = hosted {
-            let role = partition.role();
-            partition.set_role(Role { leads: false, ..role });
+            self.fetchers.forget(id);
+            partition.retire();
         }
         match self.options.store.delete(id) {
             Ok(()) => tracing::info!(topic_id = %id.topic_id, partition = id.partition, "deleted log"),
@@ -820,8 +879,71 @@ impl Inner {
     }
 }
 
+impl Host for Inner {
+    fn find(&self, partition: TopicIdPartition) -> Result<Arc<Partition>, ErrorCode> {
+        Self::find(self, partition)
+    }
+
+    fn propose(&self, partition: TopicIdPartition, _proposal: Proposal) {
+        self.proposals.add(partition);
+    }
+}
+
+/// The part in a partition of the broker that holds replica `own` of it, as the image has it.
+fn assignment(
+    image: &MetadataImage,
+    state: &PartitionImage,
+    own: Option<&Replica>,
+    min_insync_replicas: usize,
+) -> Assignment {
+    let leader_epoch = state.leader_epoch;
+    let Some(own) = own.filter(|_| state.leader != NO_LEADER) else {
+        return Assignment::Idle { leader_epoch };
+    };
+    if own.broker_id != state.leader {
+        return Assignment::Follows { leader: state.leader, leader_epoch };
+    }
+    let member = |replica: &Replica| {
+        let registered = image.brokers.get(&replica.broker_id).map(AsRef::as_ref);
+        let eligible = |broker: &BrokerImage| broker.may_lead() && broker.volume_uuid == replica.volume_uuid;
+        Member {
+            broker_id: replica.broker_id,
+            broker_epoch: registered.map_or(-1, |broker| broker.broker_epoch),
+            eligible: registered.is_some_and(eligible),
+        }
+    };
+    let others = state.replicas.iter().filter(|replica| replica.broker_id != own.broker_id);
+    Assignment::Leads(LeaderAssignment {
+        own: member(own),
+        leader_epoch,
+        partition_epoch: state.partition_epoch,
+        isr: state.isr.clone(),
+        followers: others.map(member).collect(),
+        min_isr: min_insync_replicas.min(state.replicas.len()),
+    })
+}
+
+/// Looks for followers that have fallen behind, or could join.
+async fn watch_followers(inner: Arc<Inner>) {
+    let mut ticks = tokio::time::interval((inner.options.replica_lag / 2).max(Duration::from_millis(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = inner.stopping.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        for partition in inner.online() {
+            let watermark = partition.watermark();
+            if watermark.propose_expansion().or_else(|| watermark.propose_shrinking()).is_some() {
+                inner.proposals.add(partition.id());
+            }
+        }
+    }
+}
+
 /// Runs `work` where blocking is allowed; a panic in it is passed on, since the manager would be blind without.
-async fn blocking(inner: &Arc<Inner>, work: impl FnOnce(&Inner) + Send + 'static) {
+async fn blocking(inner: &Arc<Inner>, work: impl FnOnce(&Arc<Inner>) + Send + 'static) {
     let inner = Arc::clone(inner);
     if let Err(error) = tokio::task::spawn_blocking(move || work(&inner)).await
         && error.is_panic()
@@ -869,7 +991,7 @@ async fn delete_old_segments(inner: Arc<Inner>) {
         tokio::select! {
             biased;
             () = inner.stopping.cancelled() => return,
-            _ = ticks.tick() => blocking(&inner, Inner::retain).await,
+            _ = ticks.tick() => blocking(&inner, |inner| inner.retain()).await,
         }
     }
 }

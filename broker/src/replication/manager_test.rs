@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::metadata::image::{PartitionImage, Replica};
 use crate::replication::FetchPartition;
+use crate::replication::peers::NoPeers;
 use crate::storage::batch::samples::{batch, batch_at, producer_batch};
 use crate::storage::journal::{JournalStore, JournalStoreOptions};
 use crate::storage::{LogSettings, StoredLog};
@@ -97,6 +98,10 @@ impl Broker {
             images: images.subscribe(),
             caught_up: caught_up.subscribe(),
             topic_settings: Arc::new(move |_| settings.clone()),
+            peers: Arc::new(NoPeers),
+            replica_lag: Duration::from_secs(30),
+            replica_fetch_wait: Duration::from_millis(500),
+            replica_fetch_bytes: 1 << 20,
             clock: Arc::new(move || time.load(Ordering::Relaxed)),
             retention_check_interval: Duration::from_secs(3_600),
             checkpoint_interval: Duration::from_secs(3_600),

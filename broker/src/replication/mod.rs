@@ -1,24 +1,36 @@
 //! Partitions hosted by this broker: leadership, appends, reads, and the requests that wait for them.
 //!
-//! [`ReplicaManager`] follows the metadata image: it opens the logs of partitions that this broker leads, drops
-//! leadership that has moved, and deletes logs of topics that are gone. [`Partition`] is one of them. What a client
+//! [`ReplicaManager`] follows the metadata image: it opens the logs of partitions that have a replica here, leads or
+//! follows as the image says, and deletes logs of topics that are gone. [`Partition`] is one of them. What a client
 //! sends is judged in [`validate`] and [`producer_state`], which know no log.
 //!
-//! For now a partition lives on its leader only: its in-sync set is the leader, and its high watermark is the durable
-//! end of the leader's log.
+//! Kafka's model of replication: followers fetch from the leader (`fetcher` there, `sessions` here), the leader keeps
+//! track of them (`leadership`, pure), the high watermark is the lowest durable end of the in-sync replicas
+//! (`watermark`), and changes of the in-sync replicas are proposed to the controller (`proposals`).
 //!
 //! Invariants:
-//! - A produce request with acks other than 0 is answered with success only when its records are below the high
-//!   watermark, that is, durable.
+//! - A produce request with acks=all is answered with success only when its records are below the high watermark, that
+//!   is, durable on all in-sync replicas; with acks=1 when they are durable on the leader.
+//! - A follower cuts its log by leader epochs only, never because of the high watermark (KIP-101).
 //! - A partition takes appends only while the image of a broker that has caught up names this broker, on this volume,
 //!   as its leader.
 //! - No log is deleted on a guess: see [`manager`].
 
+mod fetcher;
+mod leadership;
 pub mod manager;
 pub mod partition;
+pub mod peers;
 pub mod producer_state;
+mod proposals;
+mod sessions;
 pub mod validate;
 mod waiters;
+mod watermark;
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod fleet_test;
 
 use std::time::Duration;
 
@@ -29,6 +41,7 @@ use millrace_protocol::{ErrorCode, RecordBytes};
 use crate::metadata::image::{BrokerId, TopicIdPartition};
 use crate::storage::{EpochEnd, LogSettings};
 
+pub use leadership::{LeaderAssignment, Member, Proposal};
 pub use manager::{HostedLog, PendingProduce, ReplicaManager, ReplicaManagerOptions};
 pub use partition::Partition;
 pub use validate::RecordError;

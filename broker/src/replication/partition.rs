@@ -1,11 +1,12 @@
-//! One partition hosted here: who leads it, what it takes and what it shows.
+//! One partition hosted here: who leads it, what it takes from clients or from its leader, and what it shows.
 //!
 //! The mutex is held for the few steps that must not interleave (check sequences, take the next offset, queue the
 //! batch) and never across a wait. Offsets therefore follow the order in which appends got the mutex, and the log
 //! gets them in that order.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use millrace_protocol::records::{BatchError, BatchHeader, RecordBatch};
@@ -13,11 +14,15 @@ use millrace_protocol::{ErrorCode, RecordBytes};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::leadership::{LeaderAssignment, Proposal};
 use super::producer_state::{ProducerStates, SequenceError, Verdict};
+use super::sessions::FollowerSignal;
 use super::validate::ValidatedBatch;
 use super::waiters::Waiters;
+use super::watermark::Watermark;
 use super::{FoundOffset, OffsetQuery, RequiredAcks, TopicSettings};
-use crate::metadata::image::TopicIdPartition;
+use crate::metadata::image::{BrokerId, TopicIdPartition};
+use crate::storage::batch::{StoredBatchError, parse_whole};
 use crate::storage::{
     Admission, AppendBatch, EpochEnd, LogEnds, LogListener, LogStore, PartitionLog, ReadRange, StateSnapshot,
     StorageError,
@@ -33,15 +38,48 @@ const LATEST_TIERED: i64 = -5;
 /// Most bytes that the records of a stored batch may decompress to when they are searched.
 const MAX_SEARCHED_BYTES: usize = 256 << 20;
 
+/// Snapshots of the producers' state that are kept in memory: a log that is truncated goes back to one of them.
+const SNAPSHOTS_KEPT: usize = 2;
+
 /// This broker's part in a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Assignment {
+    /// It leads.
+    Leads(LeaderAssignment),
+    /// It follows.
+    Follows {
+        /// Who leads.
+        leader: BrokerId,
+        /// In which epoch.
+        leader_epoch: i32,
+    },
+    /// Nobody leads, or this broker has no part in it now.
+    Idle {
+        /// Epoch of the image.
+        leader_epoch: i32,
+    },
+}
+
+/// The part that this broker plays at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Role {
     /// Leader epoch of the image.
     pub leader_epoch: i32,
     /// Whether this broker leads in that epoch.
     pub leads: bool,
-    /// Members of the in-sync set.
-    pub isr_len: usize,
+    /// Whom it follows in that epoch.
+    pub follows: Option<BrokerId>,
+}
+
+impl Assignment {
+    fn role(&self) -> Role {
+        let (leader_epoch, leads, follows) = match self {
+            Self::Leads(assignment) => (assignment.leader_epoch, true, None),
+            Self::Follows { leader, leader_epoch } => (*leader_epoch, false, Some(*leader)),
+            Self::Idle { leader_epoch } => (*leader_epoch, false, None),
+        };
+        Role { leader_epoch, leads, follows }
+    }
 }
 
 /// See the module documentation.
@@ -49,7 +87,7 @@ pub struct Role {
 pub struct Partition {
     id: TopicIdPartition,
     log: Arc<dyn PartitionLog>,
-    events: Arc<Events>,
+    watermark: Arc<Watermark>,
     state: Mutex<State>,
 }
 
@@ -58,24 +96,8 @@ struct State {
     role: Role,
     settings: Arc<TopicSettings>,
     producers: ProducerStates,
-}
-
-/// What the log tells; apart from the partition, because the log is opened first.
-#[derive(Debug, Default)]
-struct Events {
-    waiters: Waiters,
-    failed: AtomicBool,
-}
-
-impl LogListener for Events {
-    fn durable_end_moved(&self, durable_end: i64) {
-        self.waiters.advance(durable_end);
-    }
-
-    fn store_failed(&self) {
-        self.failed.store(true, Ordering::Release);
-        self.waiters.wake_all();
-    }
+    /// States of the producers at earlier log ends, oldest first.
+    snapshots: VecDeque<StateSnapshot>,
 }
 
 /// A batch that has its offsets and is on its way to the disk.
@@ -130,6 +152,33 @@ impl AppendError {
     }
 }
 
+/// Why records of the leader were not taken, or the log was not brought in line with it.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    /// The leader or its epoch has changed since they were asked for.
+    #[error("the leader has changed")]
+    Stale,
+    /// What the leader sent is damaged, or does not belong here.
+    #[error("the leader sent records that cannot be taken: {0}")]
+    Rejected(String),
+    /// The log did not take it.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// What a follower needs to know before it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FollowerView {
+    /// First offset.
+    pub log_start: i64,
+    /// End of what can be fetched.
+    pub durable_end: i64,
+    /// High watermark.
+    pub high_watermark: i64,
+    /// Where the follower's log parts from this one.
+    pub diverging_epoch: Option<EpochEnd>,
+}
+
 /// The client's error for one of the store.
 pub fn storage_code(error: &StorageError) -> ErrorCode {
     match error {
@@ -175,31 +224,24 @@ pub struct Bounds {
 impl Partition {
     /// Opens the partition's log and brings the producers' state up to its end. Blocks on the disk.
     ///
-    /// The partition leads nothing before [`set_role`](Self::set_role).
+    /// The partition neither leads nor follows before [`assign`](Self::assign). `lag` is `replica.lag.time.max.ms`.
     pub fn open(
         store: &dyn LogStore,
         id: TopicIdPartition,
         settings: Arc<TopicSettings>,
+        lag: Duration,
         now_ms: i64,
     ) -> Result<Self, StorageError> {
-        let events = Arc::new(Events::default());
-        let listener: Arc<dyn LogListener> = Arc::clone(&events) as Arc<dyn LogListener>;
+        let watermark = Arc::new(Watermark::new(id, lag));
+        let listener: Arc<dyn LogListener> = Arc::clone(&watermark) as Arc<dyn LogListener>;
         let opened = store.open(id, settings.log, Arc::downgrade(&listener))?;
-        let (mut producers, from) = match opened.state {
-            Some(StateSnapshot { offset, bytes }) => match ProducerStates::decode(&bytes) {
-                Ok(producers) => (producers, offset),
-                Err(error) => {
-                    // The batches themselves are the truth; they are merely slower to read.
-                    tracing::error!(topic_id = %id.topic_id, partition = id.partition, %error, "replaying the whole log");
-                    (ProducerStates::default(), 0)
-                }
-            },
-            None => (ProducerStates::default(), 0),
-        };
-        let from = from.max(opened.log.ends().log_start);
-        opened.log.replay(from, &mut |header: &BatchHeader| producers.record(header, now_ms))?;
-        let role = Role { leader_epoch: -1, leads: false, isr_len: 0 };
-        Ok(Self { id, log: opened.log, events, state: Mutex::new(State { role, settings, producers }) })
+        let ends = opened.log.ends();
+        watermark.opened(&ends);
+        let snapshots: VecDeque<_> = opened.state.into_iter().collect();
+        let producers = producers_at(id, opened.log.as_ref(), &snapshots, ends.log_end, now_ms)?;
+        let role = Role { leader_epoch: -1, leads: false, follows: None };
+        let state = Mutex::new(State { role, settings, producers, snapshots });
+        Ok(Self { id, log: opened.log, watermark, state })
     }
 
     /// Topic id and number.
@@ -219,18 +261,32 @@ impl Partition {
 
     /// Takes the part that the image says. Becoming leader enters the epoch in the log (L1); anything else than going
     /// on in the same epoch wakes whoever waits.
-    pub fn set_role(&self, role: Role) {
+    pub fn assign(&self, assignment: Assignment) {
+        let role = assignment.role();
         let before = {
             let mut state = self.state.lock();
             let before = std::mem::replace(&mut state.role, role);
-            if role.leads {
-                self.log.begin_epoch(role.leader_epoch);
+            match assignment {
+                Assignment::Leads(assignment) => {
+                    if before != role {
+                        self.log.begin_epoch(role.leader_epoch);
+                    }
+                    self.watermark.lead(assignment, self.log.ends().log_end);
+                }
+                Assignment::Follows { .. } if before == role => {}
+                Assignment::Follows { .. } => self.watermark.follow(),
+                Assignment::Idle { .. } => self.watermark.idle(),
             }
             before
         };
         if before != role {
-            self.events.waiters.wake_all();
+            self.watermark.wake_all();
         }
+    }
+
+    /// Gives up leading or following; whoever waits is told.
+    pub fn retire(&self) {
+        self.assign(Assignment::Idle { leader_epoch: self.role().leader_epoch });
     }
 
     /// Replaces the settings.
@@ -257,9 +313,10 @@ impl Partition {
         if !role.leads {
             return Err(AppendError::NotLeader);
         }
-        let min = state.settings.min_insync_replicas;
-        if acks == RequiredAcks::All && role.isr_len < min {
-            return Err(AppendError::NotEnoughReplicas { isr_len: role.isr_len, min });
+        if acks == RequiredAcks::All
+            && let Some((isr_len, min)) = self.too_few_in_sync()
+        {
+            return Err(AppendError::NotEnoughReplicas { isr_len, min });
         }
         if batch.header.attributes.is_transactional() {
             return Err(AppendError::Transactional);
@@ -287,33 +344,39 @@ impl Partition {
         })
     }
 
-    /// How far an append has come that waits for `acks`.
+    /// Number of in-sync replicas and how many there must be, if there are fewer.
+    fn too_few_in_sync(&self) -> Option<(usize, usize)> {
+        let counts = self.watermark.leadership(|leadership| (leadership.isr_len(), leadership.min_isr()));
+        counts.filter(|(isr_len, min)| isr_len < min)
+    }
+
+    /// How far an append has come that waits for `acks` (P11).
     pub fn progress(&self, appended: &Appended, acks: RequiredAcks) -> Progress {
-        if self.log.ends().durable_end > appended.last_offset {
-            let (role, min) = {
-                let state = self.state.lock();
-                (state.role, state.settings.min_insync_replicas)
-            };
-            return if acks == RequiredAcks::All && role.leads && role.isr_len < min {
+        // First: an offset that another leader has written meanwhile is not this append.
+        let role = self.role();
+        if !role.leads || role.leader_epoch != appended.leader_epoch {
+            return Progress::Failed(ErrorCode::NotLeaderOrFollower);
+        }
+        let end = match acks {
+            RequiredAcks::All => self.watermark.visible().high_watermark,
+            RequiredAcks::Leader | RequiredAcks::None => self.log.ends().durable_end,
+        };
+        if end > appended.last_offset {
+            return if acks == RequiredAcks::All && self.too_few_in_sync().is_some() {
                 Progress::Failed(ErrorCode::NotEnoughReplicasAfterAppend)
             } else {
                 Progress::Done
             };
         }
-        if self.events.failed.load(Ordering::Acquire) {
+        if self.watermark.has_failed() {
             return Progress::Failed(ErrorCode::KafkaStorageError);
         }
-        let role = self.role();
-        if role.leads && role.leader_epoch == appended.leader_epoch {
-            Progress::Pending
-        } else {
-            Progress::Failed(ErrorCode::NotLeaderOrFollower)
-        }
+        Progress::Pending
     }
 
-    /// First offset that consumers do not see. With the leader as the only replica, its durable end.
+    /// First offset that consumers do not see: everything below is durable on all in-sync replicas (L5).
     pub fn high_watermark(&self) -> i64 {
-        self.log.ends().durable_end
+        self.watermark.visible().high_watermark
     }
 
     /// Checks that the client and this broker agree on who leads (F9).
@@ -335,25 +398,32 @@ impl Partition {
         last_fetched_epoch: Option<i32>,
     ) -> Result<Bounds, ErrorCode> {
         self.check_leader(current_leader_epoch)?;
-        let LogEnds { log_start, durable_end, log_end, durable_bytes } = self.log.ends();
-        let diverging_epoch = match last_fetched_epoch.filter(|epoch| *epoch >= 0) {
-            None => None,
-            Some(epoch) => {
-                let end = self.log.epoch_end(epoch).ok_or(ErrorCode::OffsetOutOfRange)?;
-                (end.end_offset < fetch_offset || end.leader_epoch < epoch).then_some(end)
-            }
-        };
+        // Before the log's ends: the log start must not be seen above the high watermark.
+        let visible = self.watermark.visible();
+        let LogEnds { log_start, log_end, .. } = self.log.ends();
+        let diverging_epoch = self.diverges(fetch_offset, last_fetched_epoch)?;
         if diverging_epoch.is_none() && !(log_start..=log_end).contains(&fetch_offset) {
             return Err(ErrorCode::OffsetOutOfRange);
         }
         Ok(Bounds {
             log_start,
-            high_watermark: durable_end,
+            high_watermark: visible.high_watermark,
             // Without transactions everything below the high watermark is stable.
-            last_stable_offset: durable_end,
-            visible_bytes: durable_bytes,
+            last_stable_offset: visible.high_watermark,
+            visible_bytes: visible.bytes,
             diverging_epoch,
         })
+    }
+
+    /// Where a log that ends at `fetch_offset` with a record of `last_fetched_epoch` parts from this one (L3).
+    fn diverges(
+        &self,
+        fetch_offset: i64,
+        last_fetched_epoch: Option<i32>,
+    ) -> Result<Option<EpochEnd>, ErrorCode> {
+        let Some(epoch) = last_fetched_epoch.filter(|epoch| *epoch >= 0) else { return Ok(None) };
+        let end = self.log.epoch_end(epoch).ok_or(ErrorCode::OffsetOutOfRange)?;
+        Ok((end.end_offset < fetch_offset || end.leader_epoch < epoch).then_some(end))
     }
 
     /// Reads whole batches; `None` if that needs the disk and `memory_only` forbids it.
@@ -378,8 +448,12 @@ impl Partition {
         };
         let nothing = FoundOffset { offset: -1, timestamp: -1, leader_epoch: -1 };
         let search = |timestamp| self.search_time(timestamp, &ends).map_err(|error| self.report(&error));
+        // L8: until the high watermark has come as far as the log was when this epoch began, clients have seen later ones.
+        let high_watermark = self.high_watermark();
+        let is_behind = self.watermark.leadership(|leadership| high_watermark < leadership.epoch_start());
         match query.timestamp {
-            LATEST => Ok(FoundOffset { leader_epoch: self.role().leader_epoch, ..at(ends.durable_end) }),
+            LATEST if is_behind == Some(true) => Err(ErrorCode::OffsetNotAvailable),
+            LATEST => Ok(FoundOffset { leader_epoch: self.role().leader_epoch, ..at(high_watermark) }),
             EARLIEST | EARLIEST_LOCAL => Ok(at(ends.log_start)),
             LATEST_TIERED => Ok(nothing),
             MAX_TIMESTAMP => {
@@ -389,7 +463,11 @@ impl Partition {
                     .map_err(|error| self.report_batch(&error))?
                     .unwrap_or(nothing))
             }
-            timestamp if timestamp >= 0 => Ok(search(timestamp)?.unwrap_or(nothing)),
+            timestamp if timestamp >= 0 => match search(timestamp)? {
+                Some(found) if found.offset < high_watermark => Ok(found),
+                Some(_) if is_behind == Some(true) => Err(ErrorCode::OffsetNotAvailable),
+                Some(_) | None => Ok(nothing),
+            },
             _ => Err(ErrorCode::UnsupportedVersion),
         }
     }
@@ -420,27 +498,213 @@ impl Partition {
         Ok(self.log.epoch_end(leader_epoch).unwrap_or(unknown))
     }
 
-    /// Has `signal` notified when the durable end reaches `wake_at` or anything else happens.
-    pub fn register(&self, wake_at: i64, signal: &Arc<Notify>) {
-        self.events.waiters.register(wake_at, signal);
+    fn waiters(&self, acks: RequiredAcks) -> &Waiters {
+        match acks {
+            RequiredAcks::All => &self.watermark.visible,
+            RequiredAcks::Leader | RequiredAcks::None => &self.watermark.durable,
+        }
+    }
+
+    /// Has `signal` notified when everything below `wake_at` is as durable as `acks` asks for, or anything else happens.
+    pub fn register(&self, acks: RequiredAcks, wake_at: i64, signal: &Arc<Notify>) {
+        self.waiters(acks).register(wake_at, signal);
     }
 
     /// Takes registrations back.
-    pub fn leave(&self, signal: &Arc<Notify>) {
-        self.events.waiters.leave(signal);
+    pub fn leave(&self, acks: RequiredAcks, signal: &Arc<Notify>) {
+        self.waiters(acks).leave(signal);
     }
 
     /// Number of registrations.
     #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
-        self.events.waiters.len()
+        self.watermark.visible.len() + self.watermark.durable.len()
     }
 
     /// The producers' state, to be kept in a checkpoint.
     pub fn snapshot(&self) -> StateSnapshot {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         // Under the lock no append comes between the two.
-        StateSnapshot { offset: self.log.ends().log_end, bytes: state.producers.encode() }
+        let snapshot = StateSnapshot { offset: self.log.ends().log_end, bytes: state.producers.encode() };
+        if state.snapshots.back().is_none_or(|last| last.offset != snapshot.offset) {
+            state.snapshots.push_back(snapshot.clone());
+        }
+        if state.snapshots.len() > SNAPSHOTS_KEPT {
+            state.snapshots.pop_front();
+        }
+        snapshot
+    }
+
+    /// Judges a fetch of follower `broker_id`, whose durable end is `offset` and whose last record is of
+    /// `last_fetched_epoch`, and takes note of its progress. Also returns the in-sync replicas to propose, if the
+    /// follower can join them (L7).
+    pub fn follower_fetched(
+        &self,
+        (broker_id, broker_epoch): (BrokerId, i64),
+        leader_epoch: i32,
+        offset: i64,
+        last_fetched_epoch: Option<i32>,
+    ) -> Result<(FollowerView, Option<Proposal>), ErrorCode> {
+        self.check_leader(Some(leader_epoch))?;
+        let is_ours = self.watermark.leadership(|leadership| leadership.has_follower(broker_id));
+        if is_ours != Some(true) {
+            // The image of one of the two is old.
+            return Err(ErrorCode::UnknownLeaderEpoch);
+        }
+        let view = self.follower_view(leader_epoch, offset, last_fetched_epoch)?;
+        if view.diverging_epoch.is_some() {
+            return Ok((view, None));
+        }
+        let proposal = self.watermark.follower_fetched(broker_id, broker_epoch, offset);
+        Ok((FollowerView { high_watermark: self.high_watermark(), ..view }, proposal))
+    }
+
+    /// What a follower that stands at `offset` can get.
+    pub fn follower_view(
+        &self,
+        leader_epoch: i32,
+        offset: i64,
+        last_fetched_epoch: Option<i32>,
+    ) -> Result<FollowerView, ErrorCode> {
+        self.check_leader(Some(leader_epoch))?;
+        let LogEnds { log_start, durable_end, log_end, .. } = self.log.ends();
+        let diverging_epoch = self.diverges(offset, last_fetched_epoch)?;
+        if diverging_epoch.is_none() && !(log_start..=log_end).contains(&offset) {
+            return Err(ErrorCode::OffsetOutOfRange);
+        }
+        Ok(FollowerView { log_start, durable_end, high_watermark: self.high_watermark(), diverging_epoch })
+    }
+
+    /// Followers' sessions, replica lag and proposals.
+    pub(super) fn watermark(&self) -> &Watermark {
+        &self.watermark
+    }
+
+    /// Has `signal` marked when there is something new for followers.
+    pub(super) fn add_follower(&self, signal: &Arc<FollowerSignal>) {
+        self.watermark.add_follower(signal);
+    }
+
+    /// Takes [`add_follower`](Self::add_follower) back.
+    pub(super) fn remove_follower(&self, signal: &Arc<FollowerSignal>) {
+        self.watermark.remove_follower(signal);
+    }
+
+    /// For a follower: where its log ends, and the epoch of the last record in it.
+    pub fn fetch_position(&self) -> (i64, Option<i32>) {
+        let log_end = self.log.ends().log_end;
+        (log_end, self.log.epoch_at(log_end - 1))
+    }
+
+    /// For a follower: appends what the leader sent (L4). Returns the log end; it is durable later.
+    pub fn append_fetched(
+        &self,
+        leader_epoch: i32,
+        records: &RecordBytes,
+        admission: &Arc<Admission>,
+        now_ms: i64,
+    ) -> Result<i64, FollowError> {
+        // Checked before anything is appended, and without the lock.
+        let mut batches = Vec::new();
+        for piece in records.pieces() {
+            let mut at = 0;
+            while at < piece.len() {
+                let header = parse_whole(&piece[at..]).map_err(|error| rejected(&error))?;
+                let bytes = piece.slice(at..at + header.size_in_bytes());
+                at += header.size_in_bytes();
+                batches.push(AppendBatch { bytes, header });
+            }
+        }
+        let mut state = self.state.lock();
+        let role = state.role;
+        if role.leader_epoch != leader_epoch || role.follows.is_none() {
+            return Err(FollowError::Stale);
+        }
+        for batch in batches {
+            let header = batch.header;
+            if header.partition_leader_epoch > leader_epoch {
+                return Err(FollowError::Rejected(format!(
+                    "a batch of epoch {}, which is later than the leader's, {leader_epoch}",
+                    header.partition_leader_epoch
+                )));
+            }
+            self.log.append(batch, Arc::clone(admission))?;
+            state.producers.record(&header, now_ms);
+        }
+        Ok(self.log.ends().log_end)
+    }
+
+    /// For a follower: what the leader says about itself. Blocks on the disk when the log start moves.
+    pub fn follow_ends(
+        &self,
+        leader_epoch: i32,
+        high_watermark: i64,
+        log_start: i64,
+    ) -> Result<(), StorageError> {
+        if self.role().leader_epoch != leader_epoch {
+            return Ok(());
+        }
+        self.watermark.leader_says(high_watermark);
+        let ends = self.log.ends();
+        if log_start > ends.log_start && log_start <= ends.durable_end {
+            self.log.set_log_start(log_start)?;
+        }
+        Ok(())
+    }
+
+    /// Whether [`follow_ends`](Self::follow_ends) would move the log start.
+    pub fn is_behind_log_start(&self, log_start: i64) -> bool {
+        let ends = self.log.ends();
+        log_start > ends.log_start && log_start <= ends.durable_end
+    }
+
+    /// For a follower: cuts off what the leader does not have (L3), after it said where the logs part. The follower asks
+    /// again afterwards. Blocks on the disk.
+    pub fn truncate_to(&self, leader_epoch: i32, leader: EpochEnd, now_ms: i64) -> Result<(), FollowError> {
+        let offset = match self.log.epoch_end(leader.leader_epoch) {
+            Some(own) if own.leader_epoch == leader.leader_epoch => own.end_offset.min(leader.end_offset),
+            // The leader's epoch is not known here: what is left ends with the epoch before it.
+            Some(own) => own.end_offset,
+            None => leader.end_offset,
+        };
+        let offset = offset.min(leader.end_offset.max(0));
+        let ends = self.log.ends();
+        if offset < ends.log_start {
+            return self.start_anew(leader_epoch, offset.max(0));
+        }
+        self.reset(leader_epoch, now_ms, |log| log.truncate(offset))
+    }
+
+    /// For a follower: drops the log and begins at `offset`, as the leader does not have what would connect the two.
+    /// Blocks on the disk.
+    pub fn start_anew(&self, leader_epoch: i32, offset: i64) -> Result<(), FollowError> {
+        self.reset(leader_epoch, 0, |log| log.start_anew(offset))
+    }
+
+    /// Changes the end of a follower's log. Only its fetcher appends to it, and that waits for this.
+    fn reset(
+        &self,
+        leader_epoch: i32,
+        now_ms: i64,
+        change: impl FnOnce(&dyn PartitionLog) -> Result<LogEnds, StorageError>,
+    ) -> Result<(), FollowError> {
+        let is_stale = |role: Role| role.leader_epoch != leader_epoch || role.follows.is_none();
+        if is_stale(self.role()) {
+            return Err(FollowError::Stale);
+        }
+        // Under the lock: nobody becomes leader of a log that is being cut.
+        let mut state = self.state.lock();
+        if is_stale(state.role) {
+            return Err(FollowError::Stale);
+        }
+        let ends = change(self.log.as_ref())?;
+        state.snapshots.retain(|snapshot| snapshot.offset <= ends.log_end);
+        state.producers = producers_at(self.id, self.log.as_ref(), &state.snapshots, ends.log_end, now_ms)?;
+        tracing::info!(
+            topic_id = %self.id.topic_id, partition = self.id.partition, leader_epoch,
+            log_start = ends.log_start, log_end = ends.log_end, "brought the log in line with its leader's"
+        );
+        Ok(())
     }
 
     /// Forgets producers idle for longer than `limit_ms`.
@@ -460,7 +724,7 @@ impl Partition {
                 }
             };
             if found.is_some() {
-                return Ok(found.filter(|found| found.offset < ends.durable_end));
+                return Ok(found);
             }
             from = next_offset;
         }
@@ -479,6 +743,34 @@ impl Partition {
         tracing::error!(topic_id = %self.id.topic_id, partition = self.id.partition, %error, "reading a stored batch");
         ErrorCode::KafkaStorageError
     }
+}
+
+fn rejected(error: &StoredBatchError) -> FollowError {
+    FollowError::Rejected(error.to_string())
+}
+
+/// The producers' state at `end`, from the latest snapshot before it and the batches since. Blocks on the disk.
+fn producers_at(
+    id: TopicIdPartition,
+    log: &dyn PartitionLog,
+    snapshots: &VecDeque<StateSnapshot>,
+    end: i64,
+    now_ms: i64,
+) -> Result<ProducerStates, StorageError> {
+    let snapshot = snapshots.iter().rev().find(|snapshot| snapshot.offset <= end);
+    let decoded = snapshot.map(|snapshot| (ProducerStates::decode(&snapshot.bytes), snapshot.offset));
+    let (mut producers, from) = match decoded {
+        Some((Ok(producers), offset)) => (producers, offset),
+        Some((Err(error), _)) => {
+            // The batches themselves are the truth; they are merely slower to read.
+            tracing::error!(topic_id = %id.topic_id, partition = id.partition, %error, "replaying the whole log");
+            (ProducerStates::default(), 0)
+        }
+        None => (ProducerStates::default(), 0),
+    };
+    let from = from.max(log.ends().log_start);
+    log.replay(from, &mut |header: &BatchHeader| producers.record(header, now_ms))?;
+    Ok(producers)
 }
 
 /// The first record in `batch` at or after both bounds (O2), and the offset after the batch.

@@ -13,6 +13,7 @@
 //! closes; [`ServerContext::tasks`] is empty once all have.
 
 mod answers;
+mod calls;
 mod connection;
 mod input;
 mod listener;

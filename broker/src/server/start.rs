@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::calls::Calls;
 use super::settings::{ControllerSettings, topic_settings};
 use super::{ClientListener, ServerContext};
 use crate::api::{Api, ApiParts};
@@ -31,6 +32,7 @@ use crate::metadata::service::{
     BrokerFacts, BrokerState, Member, MetadataOptions, MetadataService, VoterPolicy,
 };
 use crate::metrics::Metrics;
+use crate::replication::peers::FleetPeers;
 use crate::replication::{ReplicaManager, ReplicaManagerOptions};
 use crate::security::tls::{self, Tls};
 use crate::storage::journal::{JournalStore, JournalStoreOptions};
@@ -253,6 +255,7 @@ impl Broker {
             replacement_delay: config.quorum.voter_replacement_delay,
         };
         let client = FleetClient::new(local, tls.clone());
+        let replica_client = FleetClient::new(local, tls.clone());
         let volume_uuid = volume.volume_uuid();
         let volume_path = volume.path().to_path_buf();
         let metadata = MetadataService::start(options, Arc::new(volume), client)
@@ -262,13 +265,17 @@ impl Broker {
             inside_tasks.spawn(tls.watch(tls::RELOAD_INTERVAL, inside.clone()));
         }
         let router = management::router(metadata.member());
-        inside_tasks.spawn(fleet.serve(local, metadata.call_handler(), router, inside.clone()));
+        let calls = Arc::new(Calls::new(metadata.call_handler()));
+        inside_tasks.spawn(fleet.serve(local, Arc::clone(&calls) as _, router, inside.clone()));
         if mode == Mode::Alone {
             metadata.bootstrap_single().await.map_err(|error| Failure::runtime(chain(&error)))?;
         }
 
+        let peers = FleetPeers::new(replica_client, metadata.handle(), metadata.broker_state());
         let replicas =
-            start_replicas(&config, &metadata, volume_uuid, volume_path, &inside_tasks, &inside).await?;
+            start_replicas(&config, &metadata, volume_uuid, volume_path, peers, &inside_tasks, &inside)
+                .await?;
+        calls.serve_followers(replicas.clone());
         let clients = ServerContext::new(config.connections.clone(), metrics, CancellationToken::new());
         inside_tasks.spawn(watch_health(
             health.clone(),
@@ -404,6 +411,7 @@ async fn start_replicas(
     metadata: &MetadataService,
     volume_uuid: uuid::Uuid,
     volume_path: PathBuf,
+    peers: FleetPeers,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<ReplicaManager, Failure> {
@@ -421,6 +429,10 @@ async fn start_replicas(
         images: metadata.handle().subscribe(),
         caught_up: is_caught_up,
         topic_settings: Arc::new(move |topic| topic_settings(&settings_config, &handle.image(), topic)),
+        peers: Arc::new(peers),
+        replica_lag: config.replica_fetch.lag,
+        replica_fetch_wait: config.replica_fetch.wait,
+        replica_fetch_bytes: config.replica_fetch.max_bytes,
         clock: Arc::new(unix_time_ms),
         retention_check_interval: config.retention_check_interval,
         checkpoint_interval: CHECKPOINT_INTERVAL,

@@ -35,7 +35,8 @@ macro_rules! conformance_tests {
             a_read_stops_at_its_bounds,
             reads_from_disk_equal_reads_from_memory,
             only_offsets_outside_of_the_log_are_out_of_range_f3,
-            a_batch_must_continue_the_log,
+            a_batch_does_not_go_below_the_log_end_and_may_leave_a_gap,
+            a_log_begins_anew_at_any_offset_and_that_lasts,
             everything_durable_is_there_after_a_restart,
             derived_state_comes_back_from_the_checkpoint,
             replay_shows_each_header_once,
@@ -71,7 +72,7 @@ pub(crate) struct Ends {
 }
 
 impl LogListener for Ends {
-    fn durable_end_moved(&self, durable_end: i64) {
+    fn durable_end_moved(&self, durable_end: i64, _durable_bytes: u64) {
         self.durable_end.lock().0 = durable_end;
         self.changed.notify_all();
     }
@@ -270,14 +271,49 @@ pub(crate) fn only_offsets_outside_of_the_log_are_out_of_range_f3(volume: &dyn V
     }
 }
 
-pub(crate) fn a_batch_must_continue_the_log(volume: &dyn Volume) {
-    let log = open(&volume.open(), LogSettings::default());
+pub(crate) fn a_batch_does_not_go_below_the_log_end_and_may_leave_a_gap(volume: &dyn Volume) {
+    let store = volume.open();
+    let log = open(&store, LogSettings::default());
     three_by_three(&log);
-    let bytes = batch(1, b"value");
-    let admission = log.store.admit(10).now_or_never().expect("room").expect("open");
-    let header = BatchHeader { base_offset: 12, ..BatchHeader::parse(&bytes).expect("a batch") };
-    let error = log.log.append(AppendBatch { bytes, header }, Arc::new(admission)).expect_err("a gap");
-    assert!(matches!(error, StorageError::NotContiguous { base_offset: 12, log_end: 9 }), "{error}");
+    let append_at = |base_offset| {
+        let bytes = batch(1, b"value");
+        let admission = log.store.admit(10).now_or_never().expect("room").expect("open");
+        let header = BatchHeader { base_offset, ..BatchHeader::parse(&bytes).expect("a batch") };
+        log.log.append(AppendBatch { bytes, header }, Arc::new(admission))
+    };
+    let error = append_at(8).expect_err("taken");
+    assert!(matches!(error, StorageError::NotContiguous { base_offset: 8, log_end: 9 }), "{error}");
+    append_at(12).expect("a gap");
+    assert!(log.ends.wait(13));
+    assert_eq!(bases(&log.read_all(0)), [0, 3, 6, 12]);
+    assert_eq!(bases(&log.read_all(10)), [12], "the next one where there is a gap (F2)");
+    store.close();
+    let log = open(&volume.open(), LogSettings::default());
+    assert_eq!(bases(&log.read_all(9)), [12]);
+    assert_eq!(log.log.ends().log_end, 13);
+    assert_eq!(log.log.truncate(11).expect("a cut").log_end, 9, "no end in a gap");
+    assert_eq!(bases(&log.read_all(0)), [0, 3, 6]);
+}
+
+pub(crate) fn a_log_begins_anew_at_any_offset_and_that_lasts(volume: &dyn Volume) {
+    for offset in [0, 5, 9, 20] {
+        let store = volume.open();
+        let log = open(&store, kept_for_ever());
+        log.log.start_anew(0).expect("an empty log");
+        three_by_three(&log);
+        let ends = log.log.start_anew(offset).expect("an empty log");
+        assert_eq!((ends.log_start, ends.durable_end, ends.log_end), (offset, offset, offset));
+        assert_eq!(log.log.size(), 0);
+        assert_eq!(log.log.latest_epoch(), None);
+        log.append(&[batch(2, b"first")], 7);
+        store.close();
+        let store = volume.open();
+        let log = open(&store, kept_for_ever());
+        assert_eq!(bases(&log.read_all(offset)), [offset]);
+        let ends = log.log.ends();
+        assert_eq!((ends.log_start, ends.log_end), (offset, offset + 2));
+        store.close();
+    }
 }
 
 pub(crate) fn everything_durable_is_there_after_a_restart(volume: &dyn Volume) {

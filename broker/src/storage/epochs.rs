@@ -34,14 +34,18 @@ impl EpochCache {
         Self { entries }
     }
 
-    /// Enters that `leader_epoch` starts at `start_offset`; ignored when that epoch or a later one is known.
+    /// Enters that `leader_epoch` starts at `start_offset`; ignored when that epoch or a later one has offsets before it.
     pub fn begin(&mut self, leader_epoch: i32, start_offset: i64) {
-        if leader_epoch < 0 || self.latest().is_some_and(|latest| latest >= leader_epoch) {
+        if leader_epoch < 0 || self.latest() == Some(leader_epoch) {
             return;
         }
-        // Epochs that wrote nothing are replaced, or two epochs would start at one offset.
+        // Epochs that wrote nothing are replaced, or two epochs would start at one offset. They may be later ones: a
+        // leader that was succeeded at once follows, and gets what an earlier leader had written.
         while self.entries.last().is_some_and(|last| last.start_offset >= start_offset) {
             self.entries.pop();
+        }
+        if self.latest().is_some_and(|latest| latest >= leader_epoch) {
+            return;
         }
         self.entries.push(EpochStart { leader_epoch, start_offset });
     }
@@ -130,6 +134,13 @@ mod tests {
         let cache = cache(&[(5, 0), (4, 10)]);
         assert_eq!(cache.latest(), Some(5));
         assert_eq!(cache.end_of(4, 10), end(4, 0));
+    }
+
+    #[test]
+    fn an_epoch_without_records_gives_way_to_an_earlier_one_that_has_some() {
+        let cache = cache(&[(3, 0), (5, 100), (4, 100), (6, 120)]);
+        assert_eq!(cache.epoch_at(110), Some(4));
+        assert_eq!(cache.end_of(5, 130), end(4, 120));
     }
 
     #[test]

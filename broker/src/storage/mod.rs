@@ -185,7 +185,7 @@ pub enum StorageError {
         log_end: i64,
     },
     /// An append that does not continue the log.
-    #[error("batch with base offset {base_offset} does not continue the log, which ends at {log_end}")]
+    #[error("batch with base offset {base_offset} does not follow the log, which ends at {log_end}")]
     NotContiguous {
         /// Offset of the batch.
         base_offset: i64,
@@ -224,8 +224,9 @@ pub enum StorageError {
 
 /// Hears what happens to one log. Called from the store's own threads: must be quick and must not call the store.
 pub trait LogListener: Send + Sync {
-    /// The durable end has moved to `durable_end`; back only because the log was truncated.
-    fn durable_end_moved(&self, durable_end: i64);
+    /// The durable end has moved to `durable_end`; back only because the log was truncated. `durable_bytes` is as in
+    /// [`LogEnds`].
+    fn durable_end_moved(&self, durable_end: i64, durable_bytes: u64);
 
     /// The store has failed: what is not durable now never will be.
     fn store_failed(&self);
@@ -308,7 +309,8 @@ pub trait LogStore: Send + Sync + std::fmt::Debug {
 pub trait PartitionLog: Send + Sync + std::fmt::Debug {
     /// Queues a batch. It is durable when the durable end has passed its last offset; until then it may be lost.
     ///
-    /// `batch.header.base_offset` must be the log end: callers append to one log from under one lock.
+    /// `batch.header.base_offset` must not be below the log end; what lies between the two is a gap, as compaction
+    /// leaves them. Callers append to one log from under one lock.
     fn append(&self, batch: AppendBatch, admission: Arc<Admission>) -> Result<(), StorageError>;
 
     /// The log's pointers.
@@ -322,13 +324,17 @@ pub trait PartitionLog: Send + Sync + std::fmt::Debug {
     /// May return less than there is, but never nothing when a batch would fit.
     fn read(&self, range: ReadRange) -> Result<RecordBytes, StorageError>;
 
-    /// Removes every batch that holds an offset at or above `offset`; the log then ends where the first of them
-    /// began, and starts no later than that. Durable on return. Blocks on the disk. Not to be called while appends
+    /// Removes every batch that holds an offset at or above `offset`; the log then ends after the last batch that is
+    /// left, and starts no later than that. Durable on return. Blocks on the disk. Not to be called while appends
     /// are on their way.
     fn truncate(&self, offset: i64) -> Result<LogEnds, StorageError>;
 
     /// Moves the log start up to `log_start`, which must not be above the durable end. Durable on return. Blocks.
     fn set_log_start(&self, log_start: i64) -> Result<(), StorageError>;
+
+    /// Removes everything; the log is empty then, and begins and ends at `offset`. Durable on return. Blocks on the
+    /// disk. Not to be called while appends are on their way.
+    fn start_anew(&self, offset: i64) -> Result<LogEnds, StorageError>;
 
     /// The first batch, in log order, that ends at or after `from` and has a timestamp of at least `timestamp`.
     /// Blocks on the disk.

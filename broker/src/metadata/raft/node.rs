@@ -326,6 +326,7 @@ impl RaftNode {
                 )
             }
             Method::Controller
+            | Method::ReplicaFetch
             | Method::Heartbeat
             | Method::Join
             | Method::LeaderGone

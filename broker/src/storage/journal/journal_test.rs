@@ -761,9 +761,9 @@ struct Printer {
 }
 
 impl LogListener for Printer {
-    fn durable_end_moved(&self, durable_end: i64) {
+    fn durable_end_moved(&self, durable_end: i64, durable_bytes: u64) {
         writeln!(io::stdout(), "ack {} {durable_end}", self.number).unwrap();
-        self.inner.durable_end_moved(durable_end);
+        self.inner.durable_end_moved(durable_end, durable_bytes);
     }
 
     fn store_failed(&self) {

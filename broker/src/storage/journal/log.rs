@@ -157,7 +157,7 @@ impl JournalLog {
 
     /// For the writer: `runs` are as durable as the log asks for.
     pub(super) fn publish(&self, runs: Vec<Written>) {
-        let durable_end = {
+        let (durable_end, durable_bytes) = {
             let mut state = self.state.lock();
             if state.gone {
                 return;
@@ -168,10 +168,10 @@ impl JournalLog {
                 state.end_byte = run.log_position + u64::from(run.length);
                 state.tail.push_back(Chunk { run, bytes, sequence });
             }
-            state.durable_end
+            (state.durable_end, state.durable_bytes)
         };
         if let Some(listener) = self.listener.upgrade() {
-            listener.durable_end_moved(durable_end);
+            listener.durable_end_moved(durable_end, durable_bytes);
         }
     }
 
@@ -190,6 +190,25 @@ impl JournalLog {
     /// Waits until the index knows everything that was appended.
     fn settle(&self) -> Result<(), StorageError> {
         self.shared.ask(|reply| Command::Sync { reply })
+    }
+
+    /// Cuts off everything from `end` on; `left` is what is left of a run that holds it.
+    fn cut(&self, end: i64, left: Option<Run>) -> Result<LogEnds, StorageError> {
+        self.change(Entry::Truncate(self.partition, end, left))?;
+        let last = self.shared.index.last_run(self.partition)?.map(|placed| placed.run);
+        let ends = {
+            let mut state = self.state.lock();
+            state.cut(end, last);
+            state.ends()
+        };
+        self.tell(&ends);
+        Ok(ends)
+    }
+
+    fn tell(&self, ends: &LogEnds) {
+        if let Some(listener) = self.listener.upgrade() {
+            listener.durable_end_moved(ends.durable_end, ends.durable_bytes);
+        }
     }
 
     /// The bytes of a run, wherever it is now; `None` if it is gone.
@@ -290,7 +309,8 @@ impl JournalLog {
         let index = &self.shared.index;
         let Some(placed) = index.run_at_or_before(self.partition, offset)? else { return Ok((offset, None)) };
         if placed.run.last_offset < offset {
-            return Ok((offset, None));
+            // The same, unless there is a gap.
+            return Ok((placed.run.next_offset(), None));
         }
         let bytes = self.run_bytes(placed)?.ok_or(StorageError::Gone)?;
         let (mut length, mut max_timestamp, mut end) = (0, -1, placed.run.base_offset);
@@ -325,7 +345,7 @@ impl PartitionLog for JournalLog {
             return Err(StorageError::Gone);
         }
         let header = batch.header;
-        if header.base_offset != state.log_end {
+        if header.base_offset < state.log_end {
             return Err(StorageError::NotContiguous {
                 base_offset: header.base_offset,
                 log_end: state.log_end,
@@ -360,10 +380,18 @@ impl PartitionLog for JournalLog {
         if let Some(bytes) = self.read_memory(range)? {
             return Ok(bytes);
         }
-        let Some(bounded) = self.state.lock().bounded(range)? else {
-            return Ok(RecordBytes::new());
+        let (bounded, in_memory) = {
+            let state = self.state.lock();
+            let Some(bounded) = state.bounded(range)? else { return Ok(RecordBytes::new()) };
+            (bounded, state.tail.front().map(|chunk| chunk.run.base_offset))
         };
         let bytes = self.read_cold(bounded)?;
+        // A gap before what was in memory only: nothing below that is missing in the index.
+        if let Some(offset) = in_memory.filter(|offset| bytes.is_empty() && *offset < bounded.until) {
+            let rest = ReadRange { offset, ..bounded };
+            let in_memory = self.state.lock().read_tail(rest);
+            return in_memory.map_or_else(|| self.read_cold(rest), Ok);
+        }
         if bytes.is_empty() && bounded.at_least_one {
             // Retention may have taken it while it was being read: then the offset is out of range now.
             self.state.lock().bounded(range)?;
@@ -381,16 +409,23 @@ impl PartitionLog for JournalLog {
             return Err(out_of_range(offset, &ends));
         }
         let (end, left) = self.find_cut(offset)?;
-        self.change(Entry::Truncate(self.partition, end, left))?;
-        let last = self.shared.index.last_run(self.partition)?.map(|placed| placed.run);
+        self.cut(end, left)
+    }
+
+    fn start_anew(&self, offset: i64) -> Result<LogEnds, StorageError> {
+        self.settle()?;
+        let ends = self.cut(self.ends().log_start.min(offset), None)?;
+        if offset == ends.log_end {
+            return Ok(ends);
+        }
+        self.change(Entry::LogStart(self.partition, offset))?;
         let ends = {
             let mut state = self.state.lock();
-            state.cut(end, last);
+            (state.durable_end, state.log_end) = (offset, offset);
+            state.move_log_start(offset, None);
             state.ends()
         };
-        if let Some(listener) = self.listener.upgrade() {
-            listener.durable_end_moved(ends.durable_end);
-        }
+        self.tell(&ends);
         Ok(ends)
     }
 

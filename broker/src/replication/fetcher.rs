@@ -1,0 +1,439 @@
+//! The follower's side of replication: one task for each leader fetches all partitions that follow it (L3, L4).
+//!
+//! Only this task changes the log of a partition that follows: it appends what it was sent, and asks for more when that
+//! is durable, so that the offset it asks for tells the leader what is safe here. Where the logs part it cuts its own
+//! back to what the leader has, by epochs and never by the high watermark (KIP-101), and asks again.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_protocol::ErrorCode;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::RequiredAcks;
+use super::manager::Inner;
+use super::partition::{FollowError, Partition};
+use super::sessions::{BEGIN, WAKE};
+use crate::metadata::image::{BrokerId, BrokerImage, TopicIdPartition};
+use crate::schema::internal::replica_fetch_answer::FetchedReplica;
+use crate::schema::internal::replica_fetch_call::{FollowedPartition, ForgottenPartition};
+use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall};
+use crate::storage::{EpochEnd, StorageError};
+
+/// Time that an answer may take beyond the wait that was asked for.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Pause after a leader could not be reached, doubling up to the maximum.
+const FIRST_BACK_OFF: Duration = Duration::from_millis(20);
+const MAX_BACK_OFF: Duration = Duration::from_millis(500);
+
+/// Pause before a partition is asked for again whose leader does not lead it yet, or not any more.
+const LEADER_BACK_OFF: Duration = Duration::from_millis(20);
+
+/// Pause before a partition is asked for again after any other trouble.
+const TROUBLE_BACK_OFF: Duration = Duration::from_secs(1);
+
+/// The tasks that fetch, by leader.
+#[derive(Debug, Default)]
+pub(super) struct Fetchers {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    changes: HashMap<BrokerId, Arc<Changes>>,
+    leaders: HashMap<TopicIdPartition, BrokerId>,
+}
+
+/// What a fetcher is told.
+#[derive(Debug, Default)]
+struct Changes {
+    /// `None` ends following.
+    list: Mutex<HashMap<TopicIdPartition, Option<Order>>>,
+    changed: Notify,
+}
+
+/// A partition to follow, and in which epoch.
+#[derive(Debug)]
+struct Order {
+    partition: Arc<Partition>,
+    leader_epoch: i32,
+}
+
+impl Changes {
+    fn push(&self, id: TopicIdPartition, order: Option<Order>) {
+        self.list.lock().insert(id, order);
+        self.changed.notify_one();
+    }
+}
+
+impl Fetchers {
+    /// Follows `leader` from now on.
+    pub(super) fn follow(
+        &self,
+        inner: &Arc<Inner>,
+        partition: &Arc<Partition>,
+        leader: BrokerId,
+        leader_epoch: i32,
+    ) {
+        let id = partition.id();
+        let mut state = self.state.lock();
+        if let Some(before) = state.leaders.insert(id, leader)
+            && before != leader
+            && let Some(changes) = state.changes.get(&before)
+        {
+            changes.push(id, None);
+        }
+        let changes = state.changes.entry(leader).or_insert_with(|| {
+            let changes = Arc::new(Changes::default());
+            let fetcher = Fetcher::new(Arc::clone(inner), leader, Arc::clone(&changes));
+            let stopping = inner.stopping.clone();
+            inner.tasks.spawn(async move {
+                stopping.run_until_cancelled(fetcher.run()).await;
+            });
+            changes
+        });
+        changes.push(id, Some(Order { partition: Arc::clone(partition), leader_epoch }));
+    }
+
+    /// Follows nobody any more.
+    pub(super) fn forget(&self, id: TopicIdPartition) {
+        let mut state = self.state.lock();
+        if let Some(leader) = state.leaders.remove(&id)
+            && let Some(changes) = state.changes.get(&leader)
+        {
+            changes.push(id, None);
+        }
+    }
+}
+
+struct Fetcher {
+    inner: Arc<Inner>,
+    leader: BrokerId,
+    changes: Arc<Changes>,
+    following: HashMap<TopicIdPartition, Order>,
+    /// Partitions whose position the leader does not know.
+    to_name: HashSet<TopicIdPartition>,
+    /// Partitions that the leader need not remember any more.
+    to_forget: HashSet<TopicIdPartition>,
+    /// Partitions that are asked for again later.
+    later: Vec<(Instant, TopicIdPartition)>,
+    session_epoch: i32,
+    back_off: Duration,
+}
+
+impl Fetcher {
+    fn new(inner: Arc<Inner>, leader: BrokerId, changes: Arc<Changes>) -> Self {
+        Self {
+            inner,
+            leader,
+            changes,
+            following: HashMap::new(),
+            to_name: HashSet::new(),
+            to_forget: HashSet::new(),
+            later: Vec::new(),
+            session_epoch: BEGIN,
+            back_off: FIRST_BACK_OFF,
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            self.take_changes();
+            if self.following.is_empty() {
+                // The leader may forget the session: the next partition begins another.
+                self.begin_anew();
+                self.changes.changed.notified().await;
+                continue;
+            }
+            let outcome = match self.leader() {
+                Some((leader, call)) => match self.settled().await {
+                    Ok(()) => self.exchange(&leader, call).await,
+                    Err(StoreGone) => return,
+                },
+                None => Err("the metadata does not know the leader's address".to_owned()),
+            };
+            match outcome {
+                Ok(answer) if answer.error == ErrorCode::None.code() => {
+                    self.back_off = FIRST_BACK_OFF;
+                    self.session_epoch = self.session_epoch.checked_add(1).unwrap_or(1);
+                    self.to_forget.clear();
+                    if self.take_answer(answer).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(_out_of_step) => self.begin_anew(),
+                Err(reason) => {
+                    tracing::debug!(leader = self.leader, reason, "cannot fetch from the leader");
+                    self.begin_anew();
+                    let pause = self.back_off;
+                    self.back_off = (pause * 2).min(MAX_BACK_OFF);
+                    let _ = tokio::time::timeout(pause, self.changes.changed.notified()).await;
+                }
+            }
+        }
+    }
+
+    fn take_changes(&mut self) {
+        let changes = std::mem::take(&mut *self.changes.list.lock());
+        for (id, order) in changes {
+            match order {
+                Some(order) => {
+                    self.following.insert(id, order);
+                    self.to_name.insert(id);
+                    self.to_forget.remove(&id);
+                }
+                None => {
+                    self.following.remove(&id);
+                    self.to_name.remove(&id);
+                    self.to_forget.insert(id);
+                }
+            }
+        }
+        let now = Instant::now();
+        let due = self.later.extract_if(.., |(at, _)| *at <= now).map(|(_, id)| id);
+        self.to_name.extend(due.filter(|id| self.following.contains_key(id)));
+    }
+
+    /// The next call begins a session, and names everything.
+    fn begin_anew(&mut self) {
+        self.session_epoch = BEGIN;
+        self.to_name = self.following.keys().copied().collect();
+        self.to_forget.clear();
+        self.later.clear();
+    }
+
+    /// Whom to call, and as whom.
+    fn leader(&self) -> Option<(Arc<BrokerImage>, (BrokerId, i64))> {
+        let image = self.inner.options.images.borrow();
+        let leader = Arc::clone(image.brokers.get(&self.leader)?);
+        let own = image.brokers.values().find(|it| it.volume_uuid == self.inner.options.volume_uuid)?;
+        Some((leader, (own.broker_id, own.broker_epoch)))
+    }
+
+    /// Waits until everything is durable that is in the logs to be named: the offset asked for says so.
+    async fn settled(&self) -> Result<(), StoreGone> {
+        let named = self.to_name.iter().filter_map(|id| self.following.get(id));
+        let ends = named.map(|order| (Arc::clone(&order.partition), order.partition.fetch_position().0));
+        durable(ends.collect()).await
+    }
+
+    async fn exchange(
+        &mut self,
+        leader: &BrokerImage,
+        (replica_id, broker_epoch): (BrokerId, i64),
+    ) -> Result<ReplicaFetchAnswer, String> {
+        let options = &self.inner.options;
+        let now = Instant::now();
+        let next = self.later.iter().map(|(at, _)| at.saturating_duration_since(now)).min();
+        let wait = next.map_or(options.replica_fetch_wait, |next| next.min(options.replica_fetch_wait));
+        let call = ReplicaFetchCall {
+            replica_id,
+            broker_epoch,
+            session_epoch: self.session_epoch,
+            max_wait_ms: i32::try_from(wait.as_millis()).unwrap_or(i32::MAX),
+            max_bytes: options.replica_fetch_bytes,
+            partitions: self.to_name.iter().filter_map(|id| self.name(*id)).collect(),
+            forgotten: self
+                .to_forget
+                .iter()
+                .map(|id| ForgottenPartition {
+                    topic_id: id.topic_id,
+                    partition_id: id.partition,
+                    ..ForgottenPartition::default()
+                })
+                .collect(),
+            ..ReplicaFetchCall::default()
+        };
+        self.to_name.clear();
+        let timeout = wait + ANSWER_TIMEOUT;
+        let answer = options.peers.fetch(leader, call, timeout);
+        tokio::pin!(answer);
+        tokio::select! {
+            biased;
+            answer = &mut answer => return answer,
+            () = self.changes.changed.notified() => {}
+        }
+        // There is something to add: the leader need not wait for records.
+        let wake =
+            ReplicaFetchCall { replica_id, broker_epoch, session_epoch: WAKE, ..ReplicaFetchCall::default() };
+        let wake = options.peers.fetch(leader, wake, timeout);
+        let (answer, _) = tokio::join!(answer, wake);
+        answer
+    }
+
+    fn name(&self, id: TopicIdPartition) -> Option<FollowedPartition> {
+        let order = self.following.get(&id)?;
+        let (fetch_offset, last_fetched_epoch) = order.partition.fetch_position();
+        Some(FollowedPartition {
+            topic_id: id.topic_id,
+            partition_id: id.partition,
+            leader_epoch: order.leader_epoch,
+            fetch_offset,
+            last_fetched_epoch: last_fetched_epoch.unwrap_or(-1),
+            ..FollowedPartition::default()
+        })
+    }
+
+    async fn take_answer(&mut self, answer: ReplicaFetchAnswer) -> Result<(), StoreGone> {
+        let (mut appended, mut said) = (Vec::new(), Vec::new());
+        for fetched in answer.partitions {
+            let id = TopicIdPartition { topic_id: fetched.topic_id, partition: fetched.partition_id };
+            let Some(order) = self.following.get(&id) else { continue };
+            let (partition, leader_epoch) = (Arc::clone(&order.partition), order.leader_epoch);
+            if fetched.error == ErrorCode::None.code() && fetched.diverging_epoch < 0 {
+                let (high_watermark, log_start) = (fetched.high_watermark, fetched.log_start);
+                said.push((Arc::clone(&partition), leader_epoch, high_watermark, log_start));
+            }
+            match self.take_one(&partition, leader_epoch, fetched).await {
+                Ok(Next::Nothing) => {}
+                Ok(Next::AskAgain) => {
+                    self.to_name.insert(id);
+                }
+                Ok(Next::AskWhenDurable { log_end }) => {
+                    self.to_name.insert(id);
+                    appended.push((partition, log_end));
+                }
+                Ok(Next::AskLater(pause)) => self.later.push((Instant::now() + pause, id)),
+                Err(FollowError::Stale) => {}
+                Err(FollowError::Storage(StorageError::Failed(_) | StorageError::Closed)) => {
+                    return Err(StoreGone);
+                }
+                Err(FollowError::Storage(StorageError::Gone)) => {}
+                Err(error) => self.complain(id, &error),
+            }
+        }
+        durable(appended).await?;
+        for (partition, leader_epoch, high_watermark, log_start) in said {
+            let follow = move |it: &Partition| Ok(it.follow_ends(leader_epoch, high_watermark, log_start)?);
+            let outcome = if partition.is_behind_log_start(log_start) {
+                on_disk(&partition, follow).await
+            } else {
+                follow(&partition)
+            };
+            if let Err(error) = outcome {
+                self.complain(partition.id(), &error);
+            }
+        }
+        Ok(())
+    }
+
+    fn complain(&mut self, id: TopicIdPartition, error: &FollowError) {
+        tracing::error!(
+            topic_id = %id.topic_id, partition = id.partition, leader = self.leader, %error,
+            "cannot follow the leader; trying again"
+        );
+        self.later.push((Instant::now() + TROUBLE_BACK_OFF, id));
+    }
+
+    async fn take_one(
+        &self,
+        partition: &Arc<Partition>,
+        leader_epoch: i32,
+        fetched: FetchedReplica,
+    ) -> Result<Next, FollowError> {
+        let now_ms = (self.inner.options.clock)();
+        let error = ErrorCode::from_code(fetched.error).unwrap_or(ErrorCode::UnknownServerError);
+        match error {
+            ErrorCode::None if fetched.diverging_epoch >= 0 => {
+                let end = EpochEnd {
+                    leader_epoch: fetched.diverging_epoch,
+                    end_offset: fetched.diverging_end_offset,
+                };
+                on_disk(partition, move |it| it.truncate_to(leader_epoch, end, now_ms)).await?;
+                Ok(Next::AskAgain)
+            }
+            ErrorCode::None => self.append(partition, leader_epoch, &fetched, now_ms).await,
+            ErrorCode::OffsetOutOfRange if fetched.log_start > partition.fetch_position().0 => {
+                // The leader has deleted what would come next.
+                on_disk(partition, move |it| it.start_anew(leader_epoch, fetched.log_start)).await?;
+                Ok(Next::AskAgain)
+            }
+            ErrorCode::NotLeaderOrFollower
+            | ErrorCode::FencedLeaderEpoch
+            | ErrorCode::UnknownLeaderEpoch
+            | ErrorCode::UnknownTopicOrPartition => Ok(Next::AskLater(LEADER_BACK_OFF)),
+            error => Err(FollowError::Rejected(format!("the leader answered {error:?}"))),
+        }
+    }
+
+    async fn append(
+        &self,
+        partition: &Arc<Partition>,
+        leader_epoch: i32,
+        fetched: &FetchedReplica,
+        now_ms: i64,
+    ) -> Result<Next, FollowError> {
+        if fetched.records.is_empty() {
+            return Ok(Next::Nothing);
+        }
+        let admission = Arc::new(self.inner.options.store.admit(fetched.records.len()).await?);
+        let append = || partition.append_fetched(leader_epoch, &fetched.records, &admission, now_ms);
+        let log_end = match append() {
+            // The leader's log begins in the middle of a batch, and it shows nothing below that.
+            Err(FollowError::Storage(StorageError::NotContiguous { base_offset, log_end }))
+                if base_offset < log_end && partition.log().ends().log_start == log_end =>
+            {
+                on_disk(partition, move |it| it.start_anew(leader_epoch, base_offset)).await?;
+                append()?
+            }
+            appended => appended?,
+        };
+        Ok(Next::AskWhenDurable { log_end })
+    }
+}
+
+/// When a partition is asked for again.
+enum Next {
+    /// When there is something new.
+    Nothing,
+    AskAgain,
+    AskWhenDurable {
+        log_end: i64,
+    },
+    AskLater(Duration),
+}
+
+/// The store takes nothing any more; the broker is about to stop.
+struct StoreGone;
+
+async fn on_disk(
+    partition: &Arc<Partition>,
+    work: impl FnOnce(&Partition) -> Result<(), FollowError> + Send + 'static,
+) -> Result<(), FollowError> {
+    let partition = Arc::clone(partition);
+    match tokio::task::spawn_blocking(move || work(&partition)).await {
+        Ok(outcome) => outcome,
+        Err(error) if error.is_cancelled() => Err(FollowError::Stale),
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Waits until logs are durable up to the ends given.
+async fn durable(ends: Vec<(Arc<Partition>, i64)>) -> Result<(), StoreGone> {
+    let signal = Arc::new(Notify::new());
+    for (partition, end) in &ends {
+        loop {
+            // Registered before it looks, so that nothing happens unnoticed.
+            partition.register(RequiredAcks::Leader, *end, &signal);
+            // A log that was cut meanwhile has nothing left to wait for.
+            let log = partition.log().ends();
+            let done = log.durable_end >= (*end).min(log.log_end);
+            let failed = partition.watermark().has_failed();
+            if !done && !failed {
+                signal.notified().await;
+            }
+            partition.leave(RequiredAcks::Leader, &signal);
+            if failed {
+                return Err(StoreGone);
+            }
+            if done {
+                break;
+            }
+        }
+    }
+    Ok(())
+}

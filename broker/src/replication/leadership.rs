@@ -1,0 +1,265 @@
+//! What a leader knows of its followers, and what follows from it: the high watermark and the in-sync replicas.
+//! Rules L5–L7.
+//!
+//! Pure: positions and the time go in. A follower's position is its durable end, so that everything below the high
+//! watermark is on the disks of all in-sync replicas.
+//!
+//! At most one change of the in-sync replicas is under way. Until the metadata says what became of it, the high
+//! watermark waits for the old and the new ones together: whichever set counts in the end, nothing below it is missing
+//! there.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::metadata::image::BrokerId;
+
+/// A partition as the metadata has it, for the broker that leads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaderAssignment {
+    /// The leader.
+    pub own: Member,
+    /// Epoch in which it leads.
+    pub leader_epoch: i32,
+    /// Epoch of this state.
+    pub partition_epoch: i32,
+    /// In-sync replicas.
+    pub isr: Vec<BrokerId>,
+    /// The other replicas.
+    pub followers: Vec<Member>,
+    /// In-sync replicas below which the high watermark stands still: `min.insync.replicas`, but never more than there
+    /// are replicas.
+    pub min_isr: usize,
+}
+
+/// A broker that holds a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Broker.
+    pub broker_id: BrokerId,
+    /// Epoch of its registration; -1 if it is not registered.
+    pub broker_epoch: i64,
+    /// Whether it may become in sync: in service, not about to stop, and on the volume that the replica was assigned to.
+    pub eligible: bool,
+}
+
+/// In-sync replicas that the leader wants, each with the epoch of its registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proposal {
+    /// Epoch in which the proposer leads.
+    pub leader_epoch: i32,
+    /// State that the proposal starts from.
+    pub partition_epoch: i32,
+    /// All of them, the leader first.
+    pub isr: Vec<(BrokerId, i64)>,
+}
+
+/// See the module documentation. One per partition and leader epoch.
+#[derive(Debug)]
+pub(super) struct Leadership {
+    assignment: LeaderAssignment,
+    /// Log end when the epoch began here.
+    epoch_start: i64,
+    proposed: Option<Vec<BrokerId>>,
+    followers: Vec<Follower>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Follower {
+    member: Member,
+    /// Epoch of the registration that it fetches with.
+    fetching_epoch: i64,
+    /// Its durable end; `None` before its first fetch in this epoch.
+    durable_end: Option<i64>,
+    /// The leader's durable end at its last fetch, and when that was.
+    last_fetch: Option<(i64, Instant)>,
+    /// When it last had everything that the leader had at the time, if it ever did.
+    caught_up: Option<Instant>,
+}
+
+impl Follower {
+    fn new(member: Member, caught_up: Option<Instant>) -> Self {
+        Self { member, fetching_epoch: -1, durable_end: None, last_fetch: None, caught_up }
+    }
+
+    /// L6: it has the leader's end, or had it within `lag`.
+    fn is_caught_up(&self, leader_end: i64, now: Instant, lag: Duration) -> bool {
+        let recently = |caught_up| now.saturating_duration_since(caught_up) <= lag;
+        self.durable_end == Some(leader_end) || self.caught_up.is_some_and(recently)
+    }
+
+    fn is_eligible(&self) -> bool {
+        self.member.eligible && self.fetching_epoch == self.member.broker_epoch
+    }
+}
+
+impl Leadership {
+    /// Begins an epoch at `epoch_start`, the log end. Followers that are in sync get the time of one lag to show up.
+    pub(super) fn begin(assignment: LeaderAssignment, epoch_start: i64, now: Instant) -> Self {
+        let caught_up = |member: &Member| assignment.isr.contains(&member.broker_id).then_some(now);
+        let new = |member: &Member| Follower::new(*member, caught_up(member));
+        let followers = assignment.followers.iter().map(new).collect();
+        Self { assignment, epoch_start, proposed: None, followers }
+    }
+
+    pub(super) fn leader_epoch(&self) -> i32 {
+        self.assignment.leader_epoch
+    }
+
+    pub(super) fn epoch_start(&self) -> i64 {
+        self.epoch_start
+    }
+
+    /// Number of in-sync replicas as the metadata has them.
+    pub(super) fn isr_len(&self) -> usize {
+        self.assignment.isr.len()
+    }
+
+    /// Whether so few replicas are in sync that the high watermark stands still and acks=all is refused.
+    pub(super) fn is_under_min_isr(&self) -> bool {
+        self.assignment.isr.len() < self.assignment.min_isr
+    }
+
+    pub(super) fn min_isr(&self) -> usize {
+        self.assignment.min_isr
+    }
+
+    /// Takes a newer state of the same leader epoch.
+    pub(super) fn update(&mut self, assignment: LeaderAssignment) {
+        debug_assert_eq!(assignment.leader_epoch, self.assignment.leader_epoch);
+        if assignment.partition_epoch != self.assignment.partition_epoch {
+            self.proposed = None;
+        }
+        let before = std::mem::take(&mut self.followers);
+        let known = |member: &Member| before.iter().find(|it| it.member.broker_id == member.broker_id);
+        let keep = |member: &Member| match known(member) {
+            Some(follower) => Follower { member: *member, ..*follower },
+            None => Follower::new(*member, None),
+        };
+        self.followers = assignment.followers.iter().map(keep).collect();
+        self.assignment = assignment;
+    }
+
+    /// Whether the broker holds a replica that follows this leader.
+    pub(super) fn has_follower(&self, broker_id: BrokerId) -> bool {
+        self.followers.iter().any(|follower| follower.member.broker_id == broker_id)
+    }
+
+    /// A follower fetches from `offset`: everything below is durable there. `leader_end` is the leader's durable end.
+    pub(super) fn fetched(
+        &mut self,
+        broker_id: BrokerId,
+        broker_epoch: i64,
+        offset: i64,
+        leader_end: i64,
+        now: Instant,
+    ) {
+        let Some(follower) = self.followers.iter_mut().find(|it| it.member.broker_id == broker_id) else {
+            return;
+        };
+        follower.fetching_epoch = broker_epoch;
+        follower.durable_end = Some(offset);
+        if offset >= leader_end {
+            follower.caught_up = Some(now);
+        } else if let Some((end, at)) = follower.last_fetch
+            && offset >= end
+        {
+            // It has what the leader had then, however much came since: a busy leader ejects nobody who keeps up.
+            follower.caught_up = follower.caught_up.max(Some(at));
+        }
+        follower.last_fetch = Some((leader_end, now));
+    }
+
+    /// The leader's durable end moves on from `leader_end`: who had all of it was caught up until now.
+    pub(super) fn leader_advanced(&mut self, leader_end: i64, now: Instant) {
+        for follower in self.followers.iter_mut().filter(|it| it.durable_end == Some(leader_end)) {
+            follower.caught_up = Some(now);
+        }
+    }
+
+    /// The high watermark, which is `current` or later (L5).
+    pub(super) fn high_watermark(&self, current: i64, leader_end: i64, now: Instant, lag: Duration) -> i64 {
+        if self.is_under_min_isr() {
+            return current;
+        }
+        let mut lowest = leader_end;
+        for follower in &self.followers {
+            let broker_id = follower.member.broker_id;
+            let counts = self.assignment.isr.contains(&broker_id)
+                || self.proposed.as_ref().is_some_and(|isr| isr.contains(&broker_id))
+                || (follower.is_eligible()
+                    && follower.durable_end.is_some()
+                    && follower.is_caught_up(leader_end, now, lag));
+            if counts {
+                lowest = lowest.min(follower.durable_end.unwrap_or(i64::MIN));
+            }
+        }
+        lowest.max(current)
+    }
+
+    /// The in-sync replicas with every follower that has caught up (L7); `None` if there is none, or a change is under
+    /// way. The change counts as under way from then on.
+    pub(super) fn propose_expansion(&mut self, high_watermark: i64) -> Option<Proposal> {
+        let in_sync = |follower: &&Follower| {
+            !self.assignment.isr.contains(&follower.member.broker_id)
+                && follower.is_eligible()
+                && follower.durable_end.is_some_and(|end| end >= high_watermark && end >= self.epoch_start)
+        };
+        let joining: Vec<_> = self.followers.iter().filter(in_sync).map(|it| it.member.broker_id).collect();
+        if joining.is_empty() {
+            return None;
+        }
+        self.propose([self.assignment.isr.clone(), joining].concat())
+    }
+
+    /// The in-sync replicas without the followers that have not caught up for longer than `lag` (L6), in the same way.
+    pub(super) fn propose_shrinking(
+        &mut self,
+        leader_end: i64,
+        now: Instant,
+        lag: Duration,
+    ) -> Option<Proposal> {
+        let lags = |broker_id: &BrokerId| {
+            let follower = self.followers.iter().find(|it| it.member.broker_id == *broker_id);
+            follower.is_some_and(|follower| !follower.is_caught_up(leader_end, now, lag))
+        };
+        let left: Vec<_> = self.assignment.isr.iter().copied().filter(|id| !lags(id)).collect();
+        if left.len() == self.assignment.isr.len() {
+            return None;
+        }
+        self.propose(left)
+    }
+
+    fn propose(&mut self, isr: Vec<BrokerId>) -> Option<Proposal> {
+        if self.proposed.is_some() {
+            return None;
+        }
+        self.proposed = Some(isr);
+        self.proposal()
+    }
+
+    /// The change under way.
+    pub(super) fn proposal(&self) -> Option<Proposal> {
+        let isr = self.proposed.as_ref()?;
+        let members = std::iter::once(&self.assignment.own).chain(self.followers.iter().map(|it| &it.member));
+        Some(Proposal {
+            leader_epoch: self.assignment.leader_epoch,
+            partition_epoch: self.assignment.partition_epoch,
+            isr: members
+                .filter(|member| isr.contains(&member.broker_id))
+                .map(|member| (member.broker_id, member.broker_epoch))
+                .collect(),
+        })
+    }
+
+    /// The controller has refused the change for good: it never takes effect.
+    pub(super) fn refused(&mut self, partition_epoch: i32) {
+        if self.assignment.partition_epoch == partition_epoch {
+            self.proposed = None;
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "leadership_test.rs"]
+mod tests;

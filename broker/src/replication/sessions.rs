@@ -1,0 +1,387 @@
+//! The leader's side of replication: what each follower fetches, and what there is for it.
+//!
+//! A follower names a partition once and again whenever its position has changed; the session remembers it. Partitions
+//! with something new are marked by the threads that make it (durable end, high watermark), so that a session of
+//! thousands of idle partitions costs nothing. Marks are served in the order in which they came, and what did not fit
+//! into an answer comes first in the next: no partition starves (F12).
+//!
+//! Records wake a waiting call at once. A high watermark alone waits a moment for records to travel with: nobody but
+//! readers of followers needs it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use millrace_protocol::ErrorCode;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::leadership::Proposal;
+use super::partition::{FollowerView, Partition};
+use crate::metadata::image::{BrokerId, TopicIdPartition};
+use crate::schema::internal::replica_fetch_answer::FetchedReplica;
+use crate::schema::internal::replica_fetch_call::FollowedPartition;
+use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall};
+use crate::storage::ReadRange;
+
+/// Longest that a new high watermark waits for records to travel with.
+const QUIET_WAIT: Duration = Duration::from_millis(5);
+
+/// Longest wait of a call, whatever it asks for.
+const MAX_WAIT: Duration = Duration::from_secs(30);
+
+/// Session epoch that begins a session.
+pub(super) const BEGIN: i32 = 0;
+/// Session epoch that ends the wait of the call before.
+pub(super) const WAKE: i32 = -1;
+
+/// Partitions that have something new for one follower.
+#[derive(Debug, Default)]
+pub(super) struct FollowerSignal {
+    marks: Mutex<Marks>,
+    changed: Notify,
+    /// The follower has something to say: the call is to end.
+    woken: AtomicBool,
+    ended: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Marks {
+    order: VecDeque<TopicIdPartition>,
+    known: HashSet<TopicIdPartition>,
+}
+
+impl FollowerSignal {
+    pub(super) fn mark(&self, partition: TopicIdPartition) {
+        {
+            let mut marks = self.marks.lock();
+            if marks.known.insert(partition) {
+                marks.order.push_back(partition);
+            }
+        }
+        // Also for one that is marked: it may be waiting for something more.
+        self.changed.notify_one();
+    }
+
+    fn take(&self) -> VecDeque<TopicIdPartition> {
+        let mut marks = self.marks.lock();
+        marks.known.clear();
+        std::mem::take(&mut marks.order)
+    }
+
+    /// Marks that were taken and not served; they come first again.
+    fn put_back(&self, partitions: impl DoubleEndedIterator<Item = TopicIdPartition>) {
+        let mut marks = self.marks.lock();
+        for partition in partitions.rev() {
+            if marks.known.insert(partition) {
+                marks.order.push_front(partition);
+            }
+        }
+    }
+
+    /// Ends the wait of the call that is under way, or of the next one.
+    fn wake(&self) {
+        self.woken.store(true, Ordering::Release);
+        self.changed.notify_one();
+    }
+
+    fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.changed.notify_one();
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+}
+
+/// Sessions of all followers.
+#[derive(Debug, Default)]
+pub(super) struct FollowerSessions {
+    sessions: Mutex<HashMap<BrokerId, Handle>>,
+}
+
+#[derive(Clone, Debug)]
+struct Handle {
+    signal: Arc<FollowerSignal>,
+    session: Arc<tokio::sync::Mutex<Session>>,
+}
+
+#[derive(Debug)]
+struct Session {
+    follower: (BrokerId, i64),
+    /// Epoch that the next call must have.
+    next_epoch: i32,
+    signal: Arc<FollowerSignal>,
+    partitions: HashMap<TopicIdPartition, Followed>,
+}
+
+/// A partition of a session.
+#[derive(Clone, Debug)]
+struct Followed {
+    /// `None` if it is not hosted here.
+    partition: Option<Arc<Partition>>,
+    leader_epoch: i32,
+    offset: i64,
+    last_fetched_epoch: Option<i32>,
+    /// What the follower was told: high watermark and log start.
+    told: (i64, i64),
+    /// An answer that was found when the follower named the partition.
+    refused: Option<ErrorCode>,
+}
+
+/// What the sessions need of the manager.
+pub(super) trait Host: Sync {
+    /// The partition, if it is hosted here.
+    fn find(&self, partition: TopicIdPartition) -> Result<Arc<Partition>, ErrorCode>;
+    /// Other in-sync replicas are wanted for a partition.
+    fn propose(&self, partition: TopicIdPartition, proposal: Proposal);
+}
+
+/// What there is to say about one partition.
+enum Finding {
+    Nothing,
+    /// To be said when there is something else to say, or after a moment.
+    Quiet(FetchedReplica),
+    Loud(FetchedReplica),
+    /// The disk is needed.
+    Cold,
+}
+
+impl FollowerSessions {
+    /// Answers a fetch of a follower; waits until there is something for it. Cancel-safe: the follower begins anew.
+    pub(super) async fn fetch(&self, host: &impl Host, call: ReplicaFetchCall) -> ReplicaFetchAnswer {
+        if call.session_epoch == WAKE {
+            if let Some(handle) = self.sessions.lock().get(&call.replica_id) {
+                handle.signal.wake();
+            }
+            return ReplicaFetchAnswer::default();
+        }
+        let out_of_step = ReplicaFetchAnswer {
+            error: ErrorCode::InvalidFetchSessionEpoch.code(),
+            ..ReplicaFetchAnswer::default()
+        };
+        let Some(handle) = self.session(&call) else { return out_of_step };
+        let deadline = Instant::now()
+            + Duration::from_millis(u64::try_from(call.max_wait_ms).unwrap_or(0)).min(MAX_WAIT);
+        let mut session = handle.session.lock().await;
+        if session.next_epoch != call.session_epoch || session.follower.1 != call.broker_epoch {
+            return out_of_step;
+        }
+        session.next_epoch = session.next_epoch.checked_add(1).unwrap_or(1);
+        session.take_changes(host, &call);
+        let max_bytes = usize::try_from(call.max_bytes).unwrap_or(0);
+        session.wait(deadline, max_bytes).await
+    }
+
+    /// The session that a call belongs to; a call that begins one ends the one before.
+    fn session(&self, call: &ReplicaFetchCall) -> Option<Handle> {
+        let mut sessions = self.sessions.lock();
+        if call.session_epoch != BEGIN {
+            return sessions.get(&call.replica_id).cloned();
+        }
+        let signal = Arc::new(FollowerSignal::default());
+        let session = Session {
+            follower: (call.replica_id, call.broker_epoch),
+            next_epoch: BEGIN,
+            signal: Arc::clone(&signal),
+            partitions: HashMap::new(),
+        };
+        let handle = Handle { signal, session: Arc::new(tokio::sync::Mutex::new(session)) };
+        if let Some(before) = sessions.insert(call.replica_id, handle.clone()) {
+            before.signal.end();
+        }
+        Some(handle)
+    }
+
+    /// Ends all sessions; calls that wait are answered.
+    pub(super) fn end(&self) {
+        for (_, handle) in self.sessions.lock().drain() {
+            handle.signal.end();
+        }
+    }
+}
+
+impl Session {
+    fn take_changes(&mut self, host: &impl Host, call: &ReplicaFetchCall) {
+        for forgotten in &call.forgotten {
+            let id = TopicIdPartition { topic_id: forgotten.topic_id, partition: forgotten.partition_id };
+            if let Some(Followed { partition: Some(partition), .. }) = self.partitions.remove(&id) {
+                partition.remove_follower(&self.signal);
+            }
+        }
+        for named in &call.partitions {
+            self.follow(host, named);
+        }
+    }
+
+    fn follow(&mut self, host: &impl Host, named: &FollowedPartition) {
+        let id = TopicIdPartition { topic_id: named.topic_id, partition: named.partition_id };
+        let last_fetched_epoch = (named.last_fetched_epoch >= 0).then_some(named.last_fetched_epoch);
+        let found = host.find(id);
+        let partition = found.as_ref().ok().cloned();
+        let fetched = found.and_then(|partition| {
+            // Before it is looked at: nothing that comes after is missed.
+            partition.add_follower(&self.signal);
+            partition.follower_fetched(
+                self.follower,
+                named.leader_epoch,
+                named.fetch_offset,
+                last_fetched_epoch,
+            )
+        });
+        let refused = match fetched {
+            Ok((_, proposal)) => {
+                if let Some(proposal) = proposal {
+                    host.propose(id, proposal);
+                }
+                None
+            }
+            Err(error) => Some(error),
+        };
+        let told = self.partitions.get(&id).map_or((-1, -1), |before| before.told);
+        self.partitions.insert(
+            id,
+            Followed {
+                partition,
+                leader_epoch: named.leader_epoch,
+                offset: named.fetch_offset,
+                last_fetched_epoch,
+                told,
+                refused,
+            },
+        );
+        self.signal.mark(id);
+    }
+
+    async fn wait(&mut self, deadline: Instant, max_bytes: usize) -> ReplicaFetchAnswer {
+        let mut deadline = deadline;
+        loop {
+            let marked = self.signal.take();
+            let (answer, is_loud) = self.look(marked, max_bytes).await;
+            let now = Instant::now();
+            let woken = self.signal.woken.swap(false, Ordering::AcqRel);
+            if is_loud || woken || self.signal.is_ended() || now >= deadline {
+                self.tell(&answer);
+                return ReplicaFetchAnswer { partitions: answer, ..ReplicaFetchAnswer::default() };
+            }
+            if !answer.is_empty() {
+                let ids = answer.iter().map(id_of);
+                self.signal.put_back(ids);
+                deadline = deadline.min(now + QUIET_WAIT);
+            }
+            // At the deadline it looks once more.
+            let _ = tokio::time::timeout_at(deadline, self.signal.changed.notified()).await;
+        }
+    }
+
+    /// What there is to say about `marked`, and whether it is worth saying at once. What does not fit is marked again.
+    async fn look(
+        &self,
+        marked: VecDeque<TopicIdPartition>,
+        max_bytes: usize,
+    ) -> (Vec<FetchedReplica>, bool) {
+        let mut answer = Vec::new();
+        let (mut left, mut is_loud) = (max_bytes, false);
+        let mut marked = marked.into_iter();
+        while let Some(id) = marked.next() {
+            let Some(followed) = self.partitions.get(&id) else { continue };
+            let nothing_yet = left == max_bytes;
+            if left == 0 {
+                self.signal
+                    .put_back(std::iter::once(id).chain(marked.by_ref()).collect::<Vec<_>>().into_iter());
+                break;
+            }
+            let finding = match find(id, followed, left, nothing_yet, true) {
+                Finding::Cold => {
+                    let followed = followed.clone();
+                    let cold = move || find(id, &followed, left, nothing_yet, false);
+                    match tokio::task::spawn_blocking(cold).await {
+                        Ok(finding) => finding,
+                        Err(error) if error.is_cancelled() => Finding::Nothing,
+                        Err(error) => std::panic::resume_unwind(error.into_panic()),
+                    }
+                }
+                finding => finding,
+            };
+            match finding {
+                Finding::Nothing | Finding::Cold => {}
+                Finding::Quiet(found) => answer.push(found),
+                Finding::Loud(found) => {
+                    left = left.saturating_sub(found.records.len());
+                    is_loud = true;
+                    answer.push(found);
+                }
+            }
+        }
+        (answer, is_loud)
+    }
+
+    /// Remembers what the follower is told.
+    fn tell(&mut self, answer: &[FetchedReplica]) {
+        for said in answer {
+            if let Some(followed) = self.partitions.get_mut(&id_of(said)) {
+                followed.told = (said.high_watermark, said.log_start);
+                followed.refused = None;
+            }
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.signal.end();
+        for partition in self.partitions.values().filter_map(|followed| followed.partition.as_ref()) {
+            partition.remove_follower(&self.signal);
+        }
+    }
+}
+
+fn id_of(said: &FetchedReplica) -> TopicIdPartition {
+    TopicIdPartition { topic_id: said.topic_id, partition: said.partition_id }
+}
+
+fn find(
+    id: TopicIdPartition,
+    followed: &Followed,
+    max_bytes: usize,
+    at_least_one: bool,
+    memory_only: bool,
+) -> Finding {
+    let fetched =
+        FetchedReplica { topic_id: id.topic_id, partition_id: id.partition, ..FetchedReplica::default() };
+    let refuse = |error: ErrorCode| {
+        let ends = followed.partition.as_ref().map(|partition| partition.log().ends());
+        let log_start = ends.map_or(-1, |ends| ends.log_start);
+        Finding::Loud(FetchedReplica { error: error.code(), log_start, ..fetched.clone() })
+    };
+    if let Some(error) = followed.refused {
+        return refuse(error);
+    }
+    let Some(partition) = &followed.partition else { return Finding::Nothing };
+    let view = partition.follower_view(followed.leader_epoch, followed.offset, followed.last_fetched_epoch);
+    let FollowerView { log_start, durable_end, high_watermark, diverging_epoch } = match view {
+        Ok(view) => view,
+        Err(error) => return refuse(error),
+    };
+    let fetched = FetchedReplica { high_watermark, log_start, ..fetched.clone() };
+    if let Some(end) = diverging_epoch {
+        return Finding::Loud(FetchedReplica {
+            diverging_epoch: end.leader_epoch,
+            diverging_end_offset: end.end_offset,
+            ..fetched
+        });
+    }
+    if durable_end > followed.offset {
+        let range = ReadRange { offset: followed.offset, until: durable_end, max_bytes, at_least_one };
+        return match partition.read(range, memory_only) {
+            Ok(None) => Finding::Cold,
+            Ok(Some(records)) if records.is_empty() => Finding::Nothing,
+            Ok(Some(records)) => Finding::Loud(FetchedReplica { records, ..fetched }),
+            Err(error) => refuse(error),
+        };
+    }
+    if followed.told == (high_watermark, log_start) { Finding::Nothing } else { Finding::Quiet(fetched) }
+}

@@ -1,0 +1,263 @@
+//! How far a partition has come, and who waits for it: durable end, high watermark, and the followers' sessions.
+//!
+//! Hears the log, whose threads move the durable end, and the partition, which knows the role. Its own lock is held for
+//! arithmetic only.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::leadership::{LeaderAssignment, Leadership, Proposal};
+use super::sessions::FollowerSignal;
+use super::waiters::Waiters;
+use crate::metadata::image::{BrokerId, TopicIdPartition};
+use crate::storage::{LogEnds, LogListener};
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Watermark {
+    partition: TopicIdPartition,
+    /// `replica.lag.time.max.ms`
+    lag: Duration,
+    state: Mutex<State>,
+    /// Wait for the high watermark.
+    pub(super) visible: Waiters,
+    /// Wait for the durable end.
+    pub(super) durable: Waiters,
+    /// Sessions of followers that fetch this partition.
+    followers: Mutex<Vec<Arc<FollowerSignal>>>,
+    failed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    high_watermark: i64,
+    durable_end: i64,
+    durable_bytes: u64,
+    /// Bytes below the high watermark that became durable since the log was opened.
+    visible_bytes: u64,
+    /// Durable ends above the high watermark, each with the bytes up to it.
+    not_visible: VecDeque<(i64, u64)>,
+    part: Part,
+}
+
+#[derive(Debug)]
+enum Part {
+    Idle,
+    Leads(Box<Leadership>),
+    Follows { leader_high_watermark: i64 },
+}
+
+/// How far consumers may read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Visible {
+    pub(super) high_watermark: i64,
+    pub(super) bytes: u64,
+}
+
+impl Watermark {
+    pub(super) fn new(partition: TopicIdPartition, lag: Duration) -> Self {
+        Self {
+            partition,
+            lag,
+            state: Mutex::new(State {
+                high_watermark: 0,
+                durable_end: 0,
+                durable_bytes: 0,
+                visible_bytes: 0,
+                not_visible: VecDeque::new(),
+                part: Part::Idle,
+            }),
+            visible: Waiters::default(),
+            durable: Waiters::default(),
+            followers: Mutex::default(),
+            failed: AtomicBool::new(false),
+        }
+    }
+
+    /// The log has been opened. What was below the high watermark before is not known any more; it is found again from
+    /// the in-sync replicas, and offsets are not told to clients before that (L8).
+    pub(super) fn opened(&self, ends: &LogEnds) {
+        let mut state = self.state.lock();
+        state.high_watermark = ends.log_start;
+        (state.durable_end, state.durable_bytes) = (ends.durable_end, ends.durable_bytes);
+        state.visible_bytes = ends.durable_bytes;
+    }
+
+    pub(super) fn visible(&self) -> Visible {
+        let state = self.state.lock();
+        Visible { high_watermark: state.high_watermark, bytes: state.visible_bytes }
+    }
+
+    /// Whether the store has failed.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Wakes everyone, for something else than progress.
+    pub(super) fn wake_all(&self) {
+        self.visible.wake_all();
+        self.durable.wake_all();
+        self.tell_followers();
+    }
+
+    /// This broker leads from now on; `log_end` is where its epoch begins.
+    pub(super) fn lead(&self, assignment: LeaderAssignment, log_end: i64) {
+        let now = Instant::now();
+        self.change(|state| match &mut state.part {
+            Part::Leads(leadership) if leadership.leader_epoch() == assignment.leader_epoch => {
+                leadership.update(assignment);
+            }
+            part => *part = Part::Leads(Box::new(Leadership::begin(assignment, log_end, now))),
+        });
+    }
+
+    /// This broker follows from now on.
+    pub(super) fn follow(&self) {
+        self.state.lock().part = Part::Follows { leader_high_watermark: 0 };
+    }
+
+    /// This broker neither leads nor follows.
+    pub(super) fn idle(&self) {
+        self.state.lock().part = Part::Idle;
+    }
+
+    /// What the leader says its high watermark is.
+    pub(super) fn leader_says(&self, high_watermark: i64) {
+        self.change(|state| {
+            if let Part::Follows { leader_high_watermark } = &mut state.part {
+                *leader_high_watermark = high_watermark;
+            }
+        });
+    }
+
+    /// A follower fetches from `offset`. Returns the in-sync replicas to propose, if it can join them.
+    pub(super) fn follower_fetched(
+        &self,
+        broker_id: BrokerId,
+        broker_epoch: i64,
+        offset: i64,
+    ) -> Option<Proposal> {
+        let now = Instant::now();
+        self.change(|state| {
+            if let Part::Leads(leadership) = &mut state.part {
+                leadership.fetched(broker_id, broker_epoch, offset, state.durable_end, now);
+            }
+        });
+        self.propose_expansion()
+    }
+
+    /// The in-sync replicas with those that can join, if any can.
+    pub(super) fn propose_expansion(&self) -> Option<Proposal> {
+        let mut state = self.state.lock();
+        let high_watermark = state.high_watermark;
+        match &mut state.part {
+            Part::Leads(leadership) => leadership.propose_expansion(high_watermark),
+            Part::Idle | Part::Follows { .. } => None,
+        }
+    }
+
+    /// The in-sync replicas without those that lag, if any does.
+    pub(super) fn propose_shrinking(&self) -> Option<Proposal> {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        let durable_end = state.durable_end;
+        match &mut state.part {
+            Part::Leads(leadership) => leadership.propose_shrinking(durable_end, now, self.lag),
+            Part::Idle | Part::Follows { .. } => None,
+        }
+    }
+
+    /// Reads the leadership; `None` where this broker does not lead.
+    pub(super) fn leadership<T>(&self, read: impl FnOnce(&mut Leadership) -> T) -> Option<T> {
+        match &mut self.state.lock().part {
+            Part::Leads(leadership) => Some(read(leadership)),
+            Part::Idle | Part::Follows { .. } => None,
+        }
+    }
+
+    /// Has `signal` marked whenever there is something new for followers.
+    pub(super) fn add_follower(&self, signal: &Arc<FollowerSignal>) {
+        let mut followers = self.followers.lock();
+        followers.retain(|known| !known.is_ended());
+        if !followers.iter().any(|known| Arc::ptr_eq(known, signal)) {
+            followers.push(Arc::clone(signal));
+        }
+    }
+
+    /// Takes [`add_follower`](Self::add_follower) back.
+    pub(super) fn remove_follower(&self, signal: &Arc<FollowerSignal>) {
+        self.followers.lock().retain(|known| !Arc::ptr_eq(known, signal));
+    }
+
+    fn tell_followers(&self) {
+        for signal in &*self.followers.lock() {
+            signal.mark(self.partition);
+        }
+    }
+
+    /// Changes something, moves the high watermark accordingly and wakes who waited for it.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let (moved, high_watermark) = {
+            let mut state = self.state.lock();
+            change(&mut state);
+            (state.advance(self.lag), state.high_watermark)
+        };
+        if moved {
+            self.visible.advance(high_watermark);
+            self.tell_followers();
+        }
+    }
+}
+
+impl State {
+    /// Moves the high watermark as far as it may; true if it has moved.
+    fn advance(&mut self, lag: Duration) -> bool {
+        let before = self.high_watermark;
+        let high_watermark = match &self.part {
+            Part::Idle => before,
+            Part::Leads(leadership) => {
+                leadership.high_watermark(before, self.durable_end, Instant::now(), lag)
+            }
+            Part::Follows { leader_high_watermark } => {
+                before.max(*leader_high_watermark).min(self.durable_end)
+            }
+        };
+        self.high_watermark = high_watermark;
+        while let Some((_, bytes)) = self.not_visible.pop_front_if(|(end, _)| *end <= high_watermark) {
+            self.visible_bytes = bytes;
+        }
+        high_watermark != before
+    }
+}
+
+impl LogListener for Watermark {
+    fn durable_end_moved(&self, durable_end: i64, durable_bytes: u64) {
+        let now = Instant::now();
+        self.change(|state| {
+            let before = std::mem::replace(&mut state.durable_end, durable_end);
+            state.durable_bytes = durable_bytes;
+            if durable_end < before {
+                // Truncated.
+                state.high_watermark = state.high_watermark.min(durable_end);
+                state.not_visible.clear();
+                return;
+            }
+            state.not_visible.push_back((durable_end, durable_bytes));
+            if let Part::Leads(leadership) = &mut state.part {
+                leadership.leader_advanced(before, now);
+            }
+        });
+        self.durable.advance(durable_end);
+        self.tell_followers();
+    }
+
+    fn store_failed(&self) {
+        self.failed.store(true, Ordering::Release);
+        self.wake_all();
+    }
+}
