@@ -58,6 +58,7 @@ impl Broker {
             caught_up: watch::channel(true).1,
             topic_settings: Arc::new(|_| TopicSettings::default()),
             peers: Arc::new(NoPeers),
+            rack_aware_reads: true,
             replica_lag: Duration::from_secs(30),
             replica_fetch_wait: Duration::from_millis(500),
             replica_fetch_bytes: 1 << 20,

@@ -78,6 +78,8 @@ pub(super) fn prepare(
         min_bytes: request.min_bytes.min(max_bytes),
         max_bytes,
         read_committed: request.isolation_level == 1,
+        may_read_followers: context.version >= 11,
+        rack: request.rack_id.to_string(),
         partitions,
     };
     Ok(Prepared { plan, response, places })
@@ -176,6 +178,9 @@ fn fill(answer: &mut PartitionData, fetched: FetchedPartition, version: i16, rea
     // F7: a list, which is empty as long as there are no transactions, for those who read committed records only.
     answer.aborted_transactions = (read_committed && error.is_none()).then(Vec::new);
     answer.records = Some(fetched.records);
+    if let Some(broker_id) = fetched.preferred_read_replica.filter(|_| version >= 11) {
+        answer.preferred_read_replica = broker_id;
+    }
     if let Some(end) = fetched.diverging_epoch.filter(|_| version >= 12) {
         answer.diverging_epoch =
             EpochEndOffset { epoch: end.leader_epoch, end_offset: end.end_offset, ..Default::default() };
@@ -223,6 +228,7 @@ mod tests {
             records: bytes::Bytes::from_static(records).into(),
             leader: None,
             diverging_epoch: None,
+            preferred_read_replica: None,
         }
     }
 

@@ -108,6 +108,11 @@ fn partition_response(
             ..Default::default()
         },
         Err(error) => {
+            // L8: older clients do not know that offsets may be unavailable for a moment.
+            let error = match error {
+                ErrorCode::OffsetNotAvailable if version < 5 => ErrorCode::LeaderNotAvailable,
+                error => error,
+            };
             ListOffsetsPartitionResponse { partition_index, error_code: error.code(), ..Default::default() }
         }
     }

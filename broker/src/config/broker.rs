@@ -212,6 +212,7 @@ impl BrokerConfig {
             lag: values.millis("replica.lag.time.max.ms"),
             wait: values.millis("replica.fetch.wait.max.ms"),
             max_bytes: values.number("replica.fetch.response.max.bytes"),
+            rack_aware_reads: get("replica.selector.class").is_some_and(|class| !class.is_empty()),
         };
         if replica_fetch.wait >= replica_fetch.lag {
             let message = "not less than replica.lag.time.max.ms, so that idle followers would leave the in-sync \
@@ -275,6 +276,8 @@ pub struct ReplicaFetchConfig {
     pub wait: Duration,
     /// `replica.fetch.response.max.bytes`.
     pub max_bytes: i32,
+    /// Whether `replica.selector.class` sends consumers to replicas in their rack.
+    pub rack_aware_reads: bool,
 }
 
 /// Typed access to settings that have passed their checks, with the registry's defaults.

@@ -107,6 +107,7 @@ pub(super) const BROKER_KEYS: &[KeyDef] = &[
     KeyDef::new("replica.fetch.response.max.bytes", Int, "10485760", "Most bytes that a follower fetches at once; a larger batch is fetched alone.").check(AtLeast(1)),
     KeyDef::new("replica.fetch.wait.max.ms", Int, "500", "How long a follower's fetch waits for new records.").check(AtLeast(1)),
     KeyDef::new("replica.lag.time.max.ms", Long, "30000", "How long a follower may lag before it leaves the in-sync replicas. The wait of followers' fetches must be shorter.").check(AtLeast(1)),
+    KeyDef::new("replica.selector.class", String, "", "Which replica consumers read from: empty for the leader, org.apache.kafka.common.replica.RackAwareReplicaSelector for an in-sync one in their own rack.").check(OneOf(&["", "org.apache.kafka.common.replica.RackAwareReplicaSelector"])),
     KeyDef::new("request.timeout.ms", Int, "30000", "How long this broker waits for the controller's answer.").check(AtLeast(1)),
     KeyDef::new("socket.listen.backlog.size", Int, "50", "Connections that may wait to be accepted on a listener.").check(AtLeast(1)),
     KeyDef::new("socket.request.max.bytes", Int, "104857600", "Largest request; a connection that announces a larger one is closed.").check(AtLeast(1)),

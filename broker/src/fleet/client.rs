@@ -351,7 +351,7 @@ async fn read_answers(mut reader: impl AsyncRead + Unpin, waiting: &Waiting, hea
         };
         *heard.lock() = Some(Instant::now());
         let (correlation_id, answer) = match frame {
-            Ok(Frame::Answer { correlation_id, body }) => (correlation_id, Ok(body)),
+            Ok(Frame::Answer { correlation_id, body }) => (correlation_id, Ok(body.into_bytes())),
             Ok(Frame::Failure { correlation_id, failure }) => (correlation_id, Err(failure)),
             Ok(Frame::Pong) => continue,
             Ok(Frame::Call { .. } | Frame::Ping) => {

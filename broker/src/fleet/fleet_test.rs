@@ -10,6 +10,7 @@ use axum::routing::get;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use millrace_protocol::RecordBytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -31,15 +32,16 @@ struct Echo {
 }
 
 impl CallHandler for Echo {
-    fn handle(&self, peer: u64, _method: Method, body: Bytes) -> BoxFuture<'_, Result<Bytes, Failure>> {
+    fn handle(&self, peer: u64, _method: Method, body: Bytes) -> BoxFuture<'_, Result<RecordBytes, Failure>> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         async move {
             assert_eq!(peer, CALLER.node_id);
             match &body[..] {
                 b"fail" => Err(Failure::new(FailureKind::NotNow, "not now")),
                 b"hang" => std::future::pending().await,
-                b"flood" => Ok(Bytes::from(vec![0; MAX_FRAME_BYTES])),
-                _ => Ok(body),
+                b"flood" => Ok(Bytes::from(vec![0; MAX_FRAME_BYTES]).into()),
+                b"pieces" => Ok(vec![body, Bytes::from(vec![7; 1 << 20]), Bytes::from_static(b"end")].into()),
+                _ => Ok(body.into()),
             }
         }
         .boxed()
@@ -120,10 +122,20 @@ async fn a_body_of_many_megabytes_passes_and_a_longer_one_is_an_error() {
     let big = Bytes::from(vec![7; 12 << 20]);
     let answer = client.call(&server.peer(), Method::Join, big.clone(), PATIENCE).await.unwrap();
     assert_eq!(answer, big);
-    let outcome = client.call(&server.peer(), Method::Join, Bytes::from(vec![7; 17 << 20]), PATIENCE).await;
+    let outcome =
+        client.call(&server.peer(), Method::Join, Bytes::from(vec![7; MAX_FRAME_BYTES]), PATIENCE).await;
     assert!(matches!(outcome, Err(CallError::TooLong { .. })), "{outcome:?}");
     let outcome = client.call(&server.peer(), Method::Join, body("flood"), PATIENCE).await;
     assert!(matches!(outcome, Err(CallError::Failed { .. })), "{outcome:?}");
+    assert!(echoes(&client, &server.peer()).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_answer_in_pieces_comes_in_one() {
+    let server = Server::start("127.0.0.1:0", None).await;
+    let client = FleetClient::new(CALLER, None);
+    let answer = client.call(&server.peer(), Method::Join, body("pieces"), PATIENCE).await.unwrap();
+    assert_eq!(answer, [&b"pieces"[..], &[7; 1 << 20], b"end"].concat());
     assert!(echoes(&client, &server.peer()).await.is_ok());
 }
 

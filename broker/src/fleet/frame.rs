@@ -6,6 +6,7 @@
 use std::io;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use millrace_protocol::RecordBytes;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::Method;
@@ -70,8 +71,8 @@ impl FailureKind {
 pub(super) enum Frame {
     /// A call. The method is a number still: an unknown one is answered, not a reason to hang up.
     Call { correlation_id: u64, method: u8, body: Bytes },
-    /// Answer to a call.
-    Answer { correlation_id: u64, body: Bytes },
+    /// Answer to a call; its body may lie in pieces, and comes in one.
+    Answer { correlation_id: u64, body: RecordBytes },
     /// The call was not answered.
     Failure { correlation_id: u64, failure: Failure },
     /// Shows that the caller lives.
@@ -104,7 +105,16 @@ impl Frame {
 
     /// Appends the frame, with its length.
     pub(super) fn encode(&self, out: &mut BytesMut) -> Result<(), FrameError> {
+        for piece in self.encode_head(out)? {
+            out.put_slice(piece);
+        }
+        Ok(())
+    }
+
+    /// Appends the frame, with its length, but for pieces of a body that are returned and belong behind it.
+    pub(super) fn encode_head(&self, out: &mut BytesMut) -> Result<&[Bytes], FrameError> {
         let start = out.len();
+        let mut rest: &[Bytes] = &[];
         out.put_u32(0);
         match self {
             Self::Call { correlation_id, method, body } => {
@@ -116,7 +126,7 @@ impl Frame {
             Self::Answer { correlation_id, body } => {
                 out.put_u8(ANSWER);
                 out.put_u64(*correlation_id);
-                out.put_slice(body);
+                rest = body.pieces();
             }
             Self::Failure { correlation_id, failure } => {
                 out.put_u8(FAILURE);
@@ -127,14 +137,14 @@ impl Frame {
             Self::Ping => out.put_u8(PING),
             Self::Pong => out.put_u8(PONG),
         }
-        let length = out.len() - start - 4;
+        let length = out.len() - start - 4 + rest.iter().map(Bytes::len).sum::<usize>();
         if length > MAX_FRAME_BYTES {
             out.truncate(start);
             return Err(FrameError::TooLong { length });
         }
         let length = u32::try_from(length).map_err(|_| FrameError::Malformed)?;
         out[start..start + 4].copy_from_slice(&length.to_be_bytes());
-        Ok(())
+        Ok(rest)
     }
 
     /// Reads a frame's content, the length taken off.
@@ -147,7 +157,7 @@ impl Frame {
                 let method = take(&mut content, 1)?.get_u8();
                 Self::Call { correlation_id, method, body: content }
             }
-            ANSWER => Self::Answer { correlation_id: correlation_id()?, body: content },
+            ANSWER => Self::Answer { correlation_id: correlation_id()?, body: content.into() },
             FAILURE => {
                 let correlation_id = correlation_id()?;
                 let kind = FailureKind::from_code(take(&mut content, 1)?.get_u8());
@@ -208,7 +218,8 @@ mod tests {
                 method,
                 body
             }),
-            (any::<u64>(), body()).prop_map(|(correlation_id, body)| Frame::Answer { correlation_id, body }),
+            (any::<u64>(), proptest::collection::vec(body(), 0..4))
+                .prop_map(|(correlation_id, body)| Frame::Answer { correlation_id, body: body.into() }),
             (any::<u64>(), 1_u8..=4, "[a-z ]{0,40}").prop_map(|(correlation_id, kind, message)| {
                 Frame::Failure {
                     correlation_id,
@@ -248,7 +259,7 @@ mod tests {
     #[test]
     fn a_body_beyond_the_limit_is_not_sent() {
         let mut out = BytesMut::from(&b"before"[..]);
-        let frame = Frame::Answer { correlation_id: 1, body: Bytes::from(vec![0; MAX_FRAME_BYTES]) };
+        let frame = Frame::Answer { correlation_id: 1, body: Bytes::from(vec![0; MAX_FRAME_BYTES]).into() };
         assert!(matches!(frame.encode(&mut out), Err(FrameError::TooLong { .. })));
         assert_eq!(&out[..], b"before");
     }

@@ -17,6 +17,7 @@ mod serve;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use millrace_protocol::RecordBytes;
 use uuid::Uuid;
 
 pub use client::{CallError, FleetClient, PeerAddress};
@@ -83,6 +84,7 @@ impl Method {
 
 /// Answers calls.
 pub trait CallHandler: Send + Sync + 'static {
-    /// Answers one call of the broker with Raft node id `peer`. Dropped when the connection ends.
-    fn handle(&self, peer: u64, method: Method, body: Bytes) -> BoxFuture<'_, Result<Bytes, Failure>>;
+    /// Answers one call of the broker with Raft node id `peer`; large pieces of the answer are not copied. Dropped when
+    /// the connection ends.
+    fn handle(&self, peer: u64, method: Method, body: Bytes) -> BoxFuture<'_, Result<RecordBytes, Failure>>;
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -73,13 +73,23 @@ pub(super) async fn write_frames(
     mut frames: mpsc::Receiver<Frame>,
 ) -> Result<(), FrameError> {
     const FLUSH_BYTES: usize = 256 << 10;
+    /// Pieces from here on are written as they lie; smaller ones are cheaper to copy.
+    const LARGE_BYTES: usize = 16 << 10;
     let mut out = BytesMut::new();
     while let Some(frame) = frames.recv().await {
-        put(&frame, &mut out)?;
-        while out.len() < FLUSH_BYTES {
-            match frames.try_recv() {
-                Ok(frame) => put(&frame, &mut out)?,
-                Err(_) => break,
+        let mut next = Some(frame);
+        while let Some(frame) = next.take() {
+            for piece in head(&frame, &mut out)? {
+                if piece.len() < LARGE_BYTES {
+                    out.extend_from_slice(piece);
+                } else {
+                    writer.write_all(&out).await?;
+                    out.clear();
+                    writer.write_all(piece).await?;
+                }
+            }
+            if out.len() < FLUSH_BYTES {
+                next = frames.try_recv().ok();
             }
         }
         writer.write_all(&out).await?;
@@ -91,11 +101,13 @@ pub(super) async fn write_frames(
     Ok(())
 }
 
-fn put(frame: &Frame, out: &mut BytesMut) -> Result<(), FrameError> {
-    match (frame.encode(out), frame) {
+/// Appends a frame but for the pieces of its body; an answer that is too long becomes a failure.
+fn head<'a>(frame: &'a Frame, out: &mut BytesMut) -> Result<&'a [Bytes], FrameError> {
+    match (frame.encode_head(out), frame) {
         (Err(error @ FrameError::TooLong { .. }), Frame::Answer { correlation_id, .. }) => {
             let failure = Failure::new(FailureKind::NotNow, error.to_string());
-            Frame::Failure { correlation_id: *correlation_id, failure }.encode(out)
+            Frame::Failure { correlation_id: *correlation_id, failure }.encode(out)?;
+            Ok(&[])
         }
         (result, _) => result,
     }

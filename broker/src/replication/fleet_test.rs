@@ -66,6 +66,17 @@ impl Shared {
         }
     }
 
+    /// Changes the image, and tells everyone.
+    fn edit(&self, edit: impl FnOnce(&mut MetadataImage)) {
+        let image = {
+            let mut image = self.image.lock();
+            image.log_index += 1;
+            edit(&mut image);
+            Arc::new(image.clone())
+        };
+        self.images.values().for_each(|sender| drop(sender.send_replace(Arc::clone(&image))));
+    }
+
     fn state(&self) -> PartitionImage {
         self.image.lock().partition(ID).unwrap().clone()
     }
@@ -192,6 +203,7 @@ impl Fleet {
             caught_up,
             topic_settings: Arc::new(move |_| settings.clone()),
             peers: Arc::new(View { own: broker_id, shared: Arc::clone(&self.shared) }),
+            rack_aware_reads: true,
             replica_lag: LAG,
             replica_fetch_wait: Duration::from_millis(100),
             replica_fetch_bytes: 1 << 20,
@@ -219,6 +231,14 @@ impl Fleet {
     fn reconnect(&self, broker_id: BrokerId) {
         self.shared.cut_off.lock().remove(&broker_id);
         self.shared.images[&broker_id].send_replace(Arc::new(self.shared.image.lock().clone()));
+    }
+
+    fn set_racks(&self, racks: &[(BrokerId, &str)]) {
+        self.shared.edit(|image| {
+            for (broker_id, rack) in racks {
+                Arc::make_mut(image.brokers.get_mut(broker_id).unwrap()).rack = Some((*rack).to_owned());
+            }
+        });
     }
 
     fn elect(&self, leader: BrokerId, isr: &[BrokerId]) {
@@ -456,4 +476,63 @@ async fn replicas_come_back_after_a_restart_of_all() {
     fleet.until_equal(&[1, 2, 3]).await;
     let header = BatchHeader::parse(&fleet.stored(1)[5].1).unwrap();
     assert_eq!(header.partition_leader_epoch, 2);
+}
+
+fn plan(offset: i64, rack: &str) -> FetchRequestPlan {
+    FetchRequestPlan {
+        max_wait: Duration::ZERO,
+        min_bytes: 1,
+        max_bytes: 1 << 20,
+        read_committed: false,
+        may_read_followers: true,
+        rack: rack.to_owned(),
+        partitions: vec![FetchPartition {
+            partition: ID,
+            current_leader_epoch: None,
+            fetch_offset: offset,
+            last_fetched_epoch: None,
+            max_bytes: 1 << 20,
+        }],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_are_sent_to_a_follower_in_their_rack_and_read_there_what_is_committed_f13() {
+    let fleet = Fleet::start(settings()).await;
+    fleet.set_racks(&[(1, "a"), (2, "b"), (3, "c")]);
+    fleet.produce(1, batch(4, b"value")).await;
+    let fetch = async |broker_id, plan| fleet.manager(broker_id).fetch(plan).await.remove(0);
+    let sent = fetch(1, plan(0, "c")).await;
+    assert_eq!((sent.error, sent.preferred_read_replica), (ErrorCode::None, Some(3)));
+    assert!(sent.records.is_empty());
+    for rack in ["a", "nowhere", ""] {
+        let served = fetch(1, plan(0, rack)).await;
+        assert_eq!((served.preferred_read_replica, served.records.is_empty()), (None, false), "{rack:?}");
+    }
+    fleet.until(3, |it| it.high_watermark() == 4).await;
+    let read = fetch(3, plan(0, "c")).await;
+    assert_eq!((read.error, read.high_watermark, read.preferred_read_replica), (ErrorCode::None, 4, None));
+    assert!(!read.records.is_empty());
+    let old = FetchRequestPlan { may_read_followers: false, ..plan(0, "c") };
+    assert_eq!(fetch(3, old).await.error, ErrorCode::NotLeaderOrFollower);
+    // A follower that has fallen out of the in-sync replicas is not named.
+    fleet.cut_off(3);
+    fleet.produce(1, batch(1, b"next")).await;
+    fleet.until(1, |it| it.watermark().leadership(|leads| leads.isr_len()) == Some(2)).await;
+    assert_eq!(fetch(1, plan(0, "c")).await.preferred_read_replica, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_shows_nothing_above_its_own_high_watermark_f13() {
+    let fleet = Fleet::start(settings()).await;
+    fleet.produce(1, batch(1, b"committed")).await;
+    fleet.until(2, |it| it.high_watermark() == 1).await;
+    fleet.cut_off(3);
+    let parts = vec![ProducePartition { partition: ID, records: batch(1, b"not yet") }];
+    let _pending = fleet.manager(1).append(parts, RequiredAcks::All, 13).await;
+    fleet.until(2, |it| it.log().ends().durable_end == 2).await;
+    let read = fleet.manager(2).fetch(plan(1, "")).await.remove(0);
+    if fleet.shared.state().isr.len() == 3 {
+        assert!(read.records.is_empty());
+    }
 }

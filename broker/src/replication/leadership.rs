@@ -170,6 +170,13 @@ impl Leadership {
         follower.last_fetch = Some((leader_end, now));
     }
 
+    /// In-sync followers whose logs reach beyond `offset`, each with its durable end.
+    pub(super) fn readable_followers(&self, offset: i64) -> Vec<(BrokerId, i64)> {
+        let in_sync = self.followers.iter().filter(|it| self.assignment.isr.contains(&it.member.broker_id));
+        let ends = in_sync.filter_map(|it| Some((it.member.broker_id, it.durable_end?)));
+        ends.filter(|(_, end)| *end >= offset).collect()
+    }
+
     /// The leader's durable end moves on from `leader_end`: who had all of it was caught up until now.
     pub(super) fn leader_advanced(&mut self, leader_end: i64, now: Instant) {
         for follower in self.followers.iter_mut().filter(|it| it.durable_end == Some(leader_end)) {

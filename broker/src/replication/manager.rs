@@ -33,11 +33,11 @@ use super::proposals::{self, Proposals};
 use super::sessions::{FollowerSessions, Host};
 use super::validate::{Rejection, ValidatedBatch, validate};
 use super::{
-    FetchRequestPlan, FetchedPartition, FoundOffset, LeaderHint, OffsetQuery, ProduceOutcome,
+    FetchPartition, FetchRequestPlan, FetchedPartition, FoundOffset, LeaderHint, OffsetQuery, ProduceOutcome,
     ProducePartition, RequiredAcks, TopicSettings,
 };
 use crate::metadata::image::{
-    BrokerImage, MetadataImage, NO_LEADER, PartitionImage, Replica, TopicIdPartition, TopicImage,
+    BrokerId, BrokerImage, MetadataImage, NO_LEADER, PartitionImage, Replica, TopicIdPartition, TopicImage,
 };
 use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall};
 use crate::storage::{Admission, CheckpointEntry, EpochEnd, LogStore, ReadRange, StorageError, StoreFailure};
@@ -67,6 +67,8 @@ pub struct ReplicaManagerOptions {
     pub topic_settings: Arc<dyn Fn(&TopicImage) -> TopicSettings + Send + Sync>,
     /// Leaders on other brokers, and the controller.
     pub peers: Arc<dyn Peers>,
+    /// Whether leaders send clients to followers in their rack (`replica.selector.class`).
+    pub rack_aware_reads: bool,
     /// Time that a follower may lag before it leaves the in-sync replicas (`replica.lag.time.max.ms`).
     pub replica_lag: Duration,
     /// Longest wait of a follower's fetch for records (`replica.fetch.wait.max.ms`).
@@ -241,7 +243,9 @@ impl ReplicaManager {
         let min_bytes = u64::try_from(plan.min_bytes.min(plan.max_bytes)).unwrap_or(0);
         let (bounds, fetched) = self.inner.read(&plan).await;
         let bytes: u64 = fetched.iter().map(|one| one.records.len() as u64).sum();
-        let failed = |one: &FetchedPartition| !one.error.is_none() || one.diverging_epoch.is_some();
+        let failed = |one: &FetchedPartition| {
+            !one.error.is_none() || one.diverging_epoch.is_some() || one.preferred_read_replica.is_some()
+        };
         // F4
         let answer_now = plan.max_wait.is_zero()
             || plan.partitions.is_empty()
@@ -580,8 +584,7 @@ impl Inner {
     fn bounds(&self, plan: &FetchRequestPlan) -> Vec<Result<(Arc<Partition>, Bounds), ErrorCode>> {
         let bounds = plan.partitions.iter().map(|part| {
             let partition = self.find(part.partition)?;
-            let bounds =
-                partition.bounds(part.current_leader_epoch, part.fetch_offset, part.last_fetched_epoch)?;
+            let bounds = partition.bounds(part, plan.may_read_followers)?;
             Ok((partition, bounds))
         });
         bounds.collect()
@@ -609,6 +612,30 @@ impl Inner {
         }
     }
 
+    /// The follower that a client should read from, if there is a better one than this leader (F13): in its rack, in
+    /// sync, and the one with the most.
+    fn preferred_read_replica(
+        &self,
+        plan: &FetchRequestPlan,
+        part: &FetchPartition,
+        partition: &Partition,
+    ) -> Option<BrokerId> {
+        if !self.options.rack_aware_reads || plan.rack.is_empty() || !plan.may_read_followers {
+            return None;
+        }
+        let image = self.options.images.borrow();
+        let in_rack = |broker_id: BrokerId| {
+            let broker = image.brokers.get(&broker_id);
+            broker.is_some_and(|broker| !broker.fenced && broker.rack.as_deref() == Some(&plan.rack))
+        };
+        if image.partition(part.partition).is_none_or(|state| in_rack(state.leader)) {
+            return None;
+        }
+        let followers = partition.readable_followers(part.fetch_offset).into_iter();
+        let best = followers.filter(|(broker_id, _)| in_rack(*broker_id)).max_by_key(|(_, end)| *end);
+        best.map(|(broker_id, _)| broker_id)
+    }
+
     /// Reads in the order of the plan; `None` if the disk is needed and `memory_only` forbids it.
     fn read_within(
         &self,
@@ -630,7 +657,10 @@ impl Inner {
             };
             let max_bytes = usize::try_from(part.max_bytes).unwrap_or(0).min(left);
             let until = if plan.read_committed { bounds.last_stable_offset } else { bounds.high_watermark };
-            let skip = bounds.diverging_epoch.is_some() || (max_bytes == 0 && !nothing_yet);
+            let preferred_read_replica = self.preferred_read_replica(plan, part, partition);
+            let skip = bounds.diverging_epoch.is_some()
+                || preferred_read_replica.is_some()
+                || (max_bytes == 0 && !nothing_yet);
             let records = if skip {
                 Ok(RecordBytes::new())
             } else {
@@ -650,6 +680,7 @@ impl Inner {
                         records,
                         leader: None,
                         diverging_epoch: bounds.diverging_epoch,
+                        preferred_read_replica,
                     }
                 }
                 Err(error) => fail(error),
@@ -679,9 +710,7 @@ impl Inner {
             let mut bytes = 0;
             for ((part, before), read) in plan.partitions.iter().zip(before).zip(read) {
                 let Ok((partition, before)) = before else { return true };
-                let now =
-                    partition.bounds(part.current_leader_epoch, part.fetch_offset, part.last_fetched_epoch);
-                let Ok(now) = now else { return true };
+                let Ok(now) = partition.bounds(part, plan.may_read_followers) else { return true };
                 let more = now.visible_bytes.saturating_sub(before.visible_bytes);
                 arrived |= more > 0;
                 bytes += (read + more).min(u64::try_from(part.max_bytes).unwrap_or(0));

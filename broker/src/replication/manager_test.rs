@@ -99,6 +99,7 @@ impl Broker {
             caught_up: caught_up.subscribe(),
             topic_settings: Arc::new(move |_| settings.clone()),
             peers: Arc::new(NoPeers),
+            rack_aware_reads: true,
             replica_lag: Duration::from_secs(30),
             replica_fetch_wait: Duration::from_millis(500),
             replica_fetch_bytes: 1 << 20,
@@ -162,6 +163,8 @@ fn plan(partitions: Vec<FetchPartition>) -> FetchRequestPlan {
         min_bytes: 1,
         max_bytes: 50 << 20,
         read_committed: false,
+        may_read_followers: false,
+        rack: String::new(),
         partitions,
     }
 }

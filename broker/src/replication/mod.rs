@@ -171,6 +171,10 @@ pub struct FetchRequestPlan {
     pub max_bytes: i32,
     /// Stop at the last stable offset.
     pub read_committed: bool,
+    /// The client knows that it may read from followers (KIP-392).
+    pub may_read_followers: bool,
+    /// Where the client is; empty if it does not say. The leader names a follower in the same place, if it is to.
+    pub rack: String,
     /// Partitions, in the order in which they are served (F1).
     pub partitions: Vec<FetchPartition>,
 }
@@ -192,6 +196,8 @@ pub struct FetchedPartition {
     pub leader: Option<LeaderHint>,
     /// Where the client's log and this one part, if they do.
     pub diverging_epoch: Option<EpochEnd>,
+    /// Follower that the client should read from instead (F13).
+    pub preferred_read_replica: Option<BrokerId>,
 }
 
 impl FetchedPartition {
@@ -204,6 +210,7 @@ impl FetchedPartition {
             records: RecordBytes::new(),
             leader,
             diverging_epoch: None,
+            preferred_read_replica: None,
         }
     }
 }

@@ -20,7 +20,7 @@ use super::sessions::FollowerSignal;
 use super::validate::ValidatedBatch;
 use super::waiters::Waiters;
 use super::watermark::Watermark;
-use super::{FoundOffset, OffsetQuery, RequiredAcks, TopicSettings};
+use super::{FetchPartition, FoundOffset, OffsetQuery, RequiredAcks, TopicSettings};
 use crate::metadata::image::{BrokerId, TopicIdPartition};
 use crate::storage::batch::{StoredBatchError, parse_whole};
 use crate::storage::{
@@ -390,14 +390,14 @@ impl Partition {
         }
     }
 
-    /// What a fetch from `fetch_offset` may see (F3, F8, F9).
-    pub fn bounds(
-        &self,
-        current_leader_epoch: Option<i32>,
-        fetch_offset: i64,
-        last_fetched_epoch: Option<i32>,
-    ) -> Result<Bounds, ErrorCode> {
-        self.check_leader(current_leader_epoch)?;
+    /// What `fetch` may see (F3, F8, F9). A follower shows what is below its own high watermark to clients that know
+    /// about followers.
+    pub fn bounds(&self, fetch: &FetchPartition, may_read_followers: bool) -> Result<Bounds, ErrorCode> {
+        let FetchPartition { current_leader_epoch, fetch_offset, last_fetched_epoch, .. } = *fetch;
+        match self.check_leader(current_leader_epoch) {
+            Err(ErrorCode::NotLeaderOrFollower) if may_read_followers && self.role().follows.is_some() => {}
+            checked => checked?,
+        }
         // Before the log's ends: the log start must not be seen above the high watermark.
         let visible = self.watermark.visible();
         let LogEnds { log_start, log_end, .. } = self.log.ends();
@@ -573,6 +573,11 @@ impl Partition {
             return Err(ErrorCode::OffsetOutOfRange);
         }
         Ok(FollowerView { log_start, durable_end, high_watermark: self.high_watermark(), diverging_epoch })
+    }
+
+    /// In-sync followers whose logs hold `offset`, each with its end; none where this broker does not lead.
+    pub fn readable_followers(&self, offset: i64) -> Vec<(BrokerId, i64)> {
+        self.watermark.leadership(|leadership| leadership.readable_followers(offset)).unwrap_or_default()
     }
 
     /// Followers' sessions, replica lag and proposals.

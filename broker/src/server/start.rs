@@ -430,6 +430,7 @@ async fn start_replicas(
         caught_up: is_caught_up,
         topic_settings: Arc::new(move |topic| topic_settings(&settings_config, &handle.image(), topic)),
         peers: Arc::new(peers),
+        rack_aware_reads: config.replica_fetch.rack_aware_reads,
         replica_lag: config.replica_fetch.lag,
         replica_fetch_wait: config.replica_fetch.wait,
         replica_fetch_bytes: config.replica_fetch.max_bytes,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use bytes::Bytes;
-use millrace_protocol::{DecodeError, Decoder, EncodeError, Encoder, Message};
+use millrace_protocol::{DecodeError, Decoder, EncodeError, Encoder, Message, RecordBytes};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderError,
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
@@ -50,13 +50,21 @@ type Result<T> = std::result::Result<T, CodecError>;
 
 /// Version and body of a message.
 pub(crate) fn encode<M: Message>(message: &M) -> Result<Bytes> {
-    let mut encoder = Encoder::new();
+    Ok(encode_with(Encoder::new(), message)?.into_bytes())
+}
+
+/// As [`encode`], without copying records.
+pub(crate) fn encode_in_pieces<M: Message>(message: &M) -> Result<RecordBytes> {
+    Ok(encode_with(Encoder::segmented(), message)?.into_segments().into())
+}
+
+fn encode_with<M: Message>(mut encoder: Encoder, message: &M) -> Result<Encoder> {
     let version = u32::try_from(M::MAX_VERSION).expect("versions are not negative");
     encoder.unsigned_varint(version);
     message
         .encode(&mut encoder, M::MAX_VERSION)
         .map_err(|source| CodecError::Encode { what: M::NAME, source })?;
-    Ok(encoder.into_bytes())
+    Ok(encoder)
 }
 
 /// Reads what [`encode`] wrote.

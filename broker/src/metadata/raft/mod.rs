@@ -29,7 +29,7 @@ mod transfers;
 mod types;
 mod writer;
 
-pub(crate) use codec::{CodecError, decode, encode};
+pub(crate) use codec::{CodecError, decode, encode, encode_in_pieces};
 pub use membership::MembershipError;
 pub use node::{BootstrapError, ProposeError, RaftNode, RaftOptions, RaftTimings, StartError};
 pub use status::{MemberProgress, QuorumProgress, QuorumStatus};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use millrace_protocol::Message;
+use millrace_protocol::{Message, RecordBytes};
 use tokio::time::Instant;
 
 use super::runtime::{Answer, Declined};
@@ -32,7 +32,13 @@ const ASK_LEADER: i8 = 1;
 const NO_QUORUM: i8 = 2;
 
 impl CallHandler for Shared {
-    fn handle(&self, peer: u64, method: Method, body: Bytes) -> BoxFuture<'_, Result<Bytes, Failure>> {
+    fn handle(&self, peer: u64, method: Method, body: Bytes) -> BoxFuture<'_, Result<RecordBytes, Failure>> {
+        async move { self.answer(peer, method, body).await.map(RecordBytes::from) }.boxed()
+    }
+}
+
+impl Shared {
+    fn answer(&self, peer: u64, method: Method, body: Bytes) -> BoxFuture<'_, Result<Bytes, Failure>> {
         match method {
             Method::AppendEntries
             | Method::Vote

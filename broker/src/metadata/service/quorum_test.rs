@@ -103,7 +103,7 @@ async fn agrees(asked: &Broker, leader: LeaderOfTerm) -> bool {
     };
     let body = encode(&call).unwrap();
     let answer = asked.service.shared.handle(7, Method::LeaderGone, body).await.unwrap();
-    crate::metadata::raft::decode::<wire::LeaderGoneAnswer>(answer).unwrap().gone
+    crate::metadata::raft::decode::<wire::LeaderGoneAnswer>(answer.into_bytes()).unwrap().gone
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
