@@ -7,6 +7,8 @@
 //! Invariants: a volume is locked while a [`Volume`] lives; `meta.properties` is replaced as a whole and is on disk
 //! before the identity in it is used. What else lies in the directory is the business of the modules that store it.
 
+mod last_run;
+
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use millrace_management::kafka_uuid;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use self::last_run::LastRun;
 use crate::metadata::image::BrokerId;
 
 const META_FILE: &str = "meta.properties";
@@ -118,6 +121,7 @@ pub struct Volume {
     cluster_id: Uuid,
     volume_uuid: Uuid,
     broker_id: Mutex<Option<BrokerId>>,
+    run: Mutex<LastRun>,
     /// Held for its lock, which the operating system gives up when the file is closed, however the process ends.
     _lock: File,
 }
@@ -144,11 +148,25 @@ impl Volume {
                 expected: kafka_uuid::format(cluster_id),
             });
         }
+        let boot_id = last_run::boot_id();
+        let run = if formatted {
+            LastRun::following(LastRun::read(directory).as_ref(), boot_id)
+        } else {
+            LastRun::first(boot_id)
+        };
+        if run.lost_unsynced {
+            tracing::warn!(
+                path = %directory.display(),
+                "the machine went down while a broker ran on this volume; what was not synced may be lost"
+            );
+        }
+        run.write(directory).map_err(|source| cannot_write(directory, source))?;
         Ok(Self {
             path: directory.to_owned(),
             cluster_id,
             volume_uuid: identity.volume_uuid,
             broker_id: Mutex::new(identity.broker_id),
+            run: Mutex::new(run),
             _lock: lock,
         })
     }
@@ -199,6 +217,35 @@ impl Volume {
         };
         write_identity(&self.path, &identity)?;
         *stored = Some(broker_id);
+        Ok(())
+    }
+
+    /// Whether an earlier run may have lost what it wrote and did not sync, and that was not reported yet.
+    pub fn lost_unsynced(&self) -> bool {
+        self.run.lock().lost_unsynced
+    }
+
+    /// The controller knows of the loss, if there was one; remembered when this returns. Blocks on the disk if so.
+    pub fn set_loss_reported(&self) -> Result<(), VolumeError> {
+        let mut run = self.run.lock();
+        if run.lost_unsynced {
+            self.replace_run(&mut run, LastRun::reported)?;
+        }
+        Ok(())
+    }
+
+    /// The broker has stopped in order and writes nothing any more: syncs everything and remembers that. Blocks on the
+    /// disk.
+    pub fn set_stopped(&self) -> Result<(), VolumeError> {
+        let sync = || Ok(rustix::fs::syncfs(File::open(&self.path)?)?);
+        sync().map_err(|source| cannot_write(&self.path, source))?;
+        self.replace_run(&mut self.run.lock(), LastRun::stopped)
+    }
+
+    fn replace_run(&self, run: &mut LastRun, change: fn(&LastRun) -> LastRun) -> Result<(), VolumeError> {
+        let changed = change(run);
+        changed.write(&self.path).map_err(|source| cannot_write(&self.path, source))?;
+        *run = changed;
         Ok(())
     }
 }
@@ -360,6 +407,35 @@ mod tests {
             "{message}"
         );
         assert!(Volume::open_or_format(directory.path(), CLUSTER).is_ok(), "the refusal changed the volume");
+    }
+
+    #[test]
+    fn a_volume_whose_run_left_no_trace_has_lost_what_was_not_synced_until_that_was_reported() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || Volume::open_or_format(directory.path(), CLUSTER).unwrap();
+        assert!(!open().lost_unsynced(), "it was formatted just now");
+        assert!(!open().lost_unsynced(), "the process was killed");
+        fs::remove_file(directory.path().join(last_run::RUN_FILE)).unwrap();
+        assert!(open().lost_unsynced());
+        let volume = open();
+        assert!(volume.lost_unsynced(), "nobody knows yet");
+        volume.set_loss_reported().unwrap();
+        assert!(!volume.lost_unsynced());
+        drop(volume);
+        assert!(!open().lost_unsynced());
+    }
+
+    #[test]
+    fn an_orderly_stop_is_on_the_volume() {
+        let directory = tempfile::tempdir().unwrap();
+        let volume = Volume::open_or_format(directory.path(), CLUSTER).unwrap();
+        volume.set_stopped().unwrap();
+        let text = fs::read_to_string(directory.path().join(last_run::RUN_FILE)).unwrap();
+        assert!(text.contains("stopped=true"), "{text}");
+        drop(volume);
+        let _started = Volume::open_or_format(directory.path(), CLUSTER).unwrap();
+        let text = fs::read_to_string(directory.path().join(last_run::RUN_FILE)).unwrap();
+        assert!(text.contains("stopped=false"), "{text}");
     }
 
     #[test]

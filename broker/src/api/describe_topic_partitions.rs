@@ -124,7 +124,7 @@ fn partition(
         leader_epoch: state.leader_epoch,
         replica_nodes: state.replica_ids().collect(),
         isr_nodes: state.isr.clone(),
-        eligible_leader_replicas: Some(Vec::new()),
+        eligible_leader_replicas: Some(state.elr.clone()),
         last_known_elr: Some(Vec::new()),
         offline_replicas: offline_replicas(image, state, &context.listener),
         ..Default::default()
@@ -183,6 +183,16 @@ mod tests {
     fn lists_all_topics_in_order_when_none_is_named() {
         let all = vec![topic("a", 0, &[0, 1]), topic("b", 0, &[0, 1, 2]), topic("c", 0, &[0])];
         assert_eq!(run(&request(&[], 2000, None)), (all, None));
+    }
+
+    #[test]
+    fn eligible_leader_replicas_are_shown() {
+        let mut image = image([1]);
+        let topic_id = add_topic(&mut image, "a", &[1]);
+        let topic = image.topics.get_mut(&topic_id).map(std::sync::Arc::make_mut).expect("just added");
+        topic.partitions[0].elr = vec![4, 3];
+        let response = handle(&image, &context(0), 10, &request(&["a"], 10, None));
+        assert_eq!(response.topics[0].partitions[0].eligible_leader_replicas, Some(vec![4, 3]));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Brokers as clients of one listener see them.
 
 use crate::metadata::image::{
-    BrokerId, BrokerImage, Endpoint, MetadataImage, NO_LEADER, PartitionImage, TopicIdPartition,
+    BrokerId, BrokerImage, Endpoint, MetadataImage, NO_LEADER, PartitionImage, Replica, TopicIdPartition,
 };
 use crate::replication::LeaderHint;
 
@@ -30,13 +30,17 @@ pub(super) fn controller_id(image: &MetadataImage, own_id: BrokerId, listener: &
         .unwrap_or(NO_LEADER)
 }
 
-/// Replicas of a partition that clients of the listener cannot reach.
+/// Replicas of a partition that clients of the listener cannot reach, or whose volume is not what their broker runs on.
 pub(super) fn offline_replicas(
     image: &MetadataImage,
     partition: &PartitionImage,
     listener: &str,
 ) -> Vec<BrokerId> {
-    partition.replica_ids().filter(|id| live_broker(image, *id, listener).is_none()).collect()
+    let offline = |replica: &&Replica| match live_broker(image, replica.broker_id, listener) {
+        Some((broker, _)) => !replica.volume_uuid.is_nil() && replica.volume_uuid != broker.volume_uuid,
+        None => true,
+    };
+    partition.replicas.iter().filter(offline).map(|replica| replica.broker_id).collect()
 }
 
 /// Where to send what came to the wrong broker (KIP-951): what the partition said, or else what the image says.

@@ -3,8 +3,9 @@
 use millrace_protocol::messages::{
     ApiVersionsResponse, CreatePartitionsResponse, CreateTopicsResponse, DeleteRecordsResponse,
     DeleteTopicsResponse, DescribeClusterResponse, DescribeConfigsResponse, DescribeQuorumResponse,
-    DescribeTopicPartitionsResponse, FetchResponse, FindCoordinatorResponse, IncrementalAlterConfigsResponse,
-    InitProducerIdResponse, ListOffsetsResponse, MetadataResponse, ProduceResponse,
+    DescribeTopicPartitionsResponse, ElectLeadersResponse, FetchResponse, FindCoordinatorResponse,
+    IncrementalAlterConfigsResponse, InitProducerIdResponse, ListOffsetsResponse, MetadataResponse,
+    OffsetForLeaderEpochResponse, ProduceResponse,
 };
 
 /// An answer that can say which errors it holds.
@@ -56,6 +57,7 @@ one_level!(
 two_levels!(
     ProduceResponse: responses.partition_responses,
     ListOffsetsResponse: topics.partitions,
+    OffsetForLeaderEpochResponse: topics.partitions,
     DeleteRecordsResponse: topics.partitions
 );
 
@@ -70,6 +72,14 @@ impl ErrorCodes for DescribeQuorumResponse {
     fn error_codes(&self, visit: &mut dyn FnMut(i16)) {
         visit(self.error_code);
         self.topics.iter().flat_map(|topic| &topic.partitions).for_each(|part| visit(part.error_code));
+    }
+}
+
+impl ErrorCodes for ElectLeadersResponse {
+    fn error_codes(&self, visit: &mut dyn FnMut(i16)) {
+        visit(self.error_code);
+        let results = self.replica_election_results.iter().flat_map(|topic| &topic.partition_result);
+        results.for_each(|part| visit(part.error_code));
     }
 }
 

@@ -40,6 +40,7 @@ pub(super) fn image<const N: usize>(broker_ids: [BrokerId; N]) -> MetadataImage 
             fenced: false,
             in_controlled_shutdown: false,
             version: "0.1.0".to_owned(),
+            min_insync_replicas: 1,
         };
         image.brokers.insert(broker_id, Arc::new(broker));
     }

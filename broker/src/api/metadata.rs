@@ -313,6 +313,16 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_whose_volume_was_lost_is_offline() {
+        let mut image = image([1, 2]);
+        let topic_id = add_topic(&mut image, "a", &[1]);
+        let topic = image.topics.get_mut(&topic_id).map(std::sync::Arc::make_mut).expect("just added");
+        topic.partitions[0].replicas[0].volume_uuid = Uuid::from_u128(0xdead);
+        let response = answer(&image, 9, &request(None)).response;
+        assert_eq!(response.topics[0].partitions[0].offline_replicas, [1]);
+    }
+
+    #[test]
     fn version_0_leaves_out_replicas_that_are_gone_and_says_so() {
         let mut image = image([1, 2]);
         let topic_id = add_topic(&mut image, "a", &[1]);

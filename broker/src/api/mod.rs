@@ -18,6 +18,7 @@ mod describe_quorum;
 mod describe_topic_partitions;
 #[cfg(test)]
 mod dispatch_test;
+mod elect_leaders;
 mod endpoints;
 mod error_counts;
 mod errors;
@@ -29,6 +30,7 @@ mod incremental_alter_configs;
 mod init_producer_id;
 mod list_offsets;
 mod metadata;
+mod offset_for_leader_epoch;
 mod produce;
 mod request;
 mod topics;
@@ -177,6 +179,12 @@ impl Api {
             SupportedApi::ListOffsets => self.answer(frame, |request| {
                 list_offsets::handle(&image, &context, &request, &|query| inner.replicas.list_offset(query))
             }),
+            SupportedApi::OffsetForLeaderEpoch => self.answer(frame, |request| {
+                let look_up = |partition, current, leader_epoch| {
+                    inner.replicas.leader_epoch_end(partition, current, leader_epoch)
+                };
+                offset_for_leader_epoch::handle(&image, &request, &look_up)
+            }),
             SupportedApi::Produce => match frame.decode() {
                 Ok(request) => inner.produce(&image, context, reply, request).await,
                 Err(error) => malformed(reply.key, error),
@@ -225,6 +233,13 @@ impl Api {
                 Ok(request) => {
                     let response =
                         incremental_alter_configs::handle(&inner.metadata, inner.broker_id, request).await;
+                    reply.encode(&inner.metrics, &response)
+                }
+                Err(error) => malformed(reply.key, error),
+            },
+            SupportedApi::ElectLeaders => match frame.decode() {
+                Ok(request) => {
+                    let response = elect_leaders::handle(&inner.metadata, &context, request).await;
                     reply.encode(&inner.metrics, &response)
                 }
                 Err(error) => malformed(reply.key, error),

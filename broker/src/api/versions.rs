@@ -30,10 +30,14 @@ pub enum SupportedApi {
     DeleteRecords,
     /// Key 22.
     InitProducerId,
+    /// Key 23.
+    OffsetForLeaderEpoch,
     /// Key 32.
     DescribeConfigs,
     /// Key 37.
     CreatePartitions,
+    /// Key 43.
+    ElectLeaders,
     /// Key 44.
     IncrementalAlterConfigs,
     /// Key 55.
@@ -75,8 +79,10 @@ pub const SERVED: &[ServedApi] = &[
     served(SupportedApi::DeleteRecords, ApiKey::DeleteRecords, 0, 2),
     // Version 6 is unstable in Kafka 4.3.
     served(SupportedApi::InitProducerId, ApiKey::InitProducerId, 0, 5),
+    served(SupportedApi::OffsetForLeaderEpoch, ApiKey::OffsetForLeaderEpoch, 2, 4),
     served(SupportedApi::DescribeConfigs, ApiKey::DescribeConfigs, 1, 4),
     served(SupportedApi::CreatePartitions, ApiKey::CreatePartitions, 0, 3),
+    served(SupportedApi::ElectLeaders, ApiKey::ElectLeaders, 0, 2),
     served(SupportedApi::IncrementalAlterConfigs, ApiKey::IncrementalAlterConfigs, 0, 1),
     served(SupportedApi::DescribeQuorum, ApiKey::DescribeQuorum, 0, 2),
     served(SupportedApi::DescribeCluster, ApiKey::DescribeCluster, 0, 2),

@@ -64,6 +64,10 @@ pub struct BrokerConfig {
     pub num_partitions: i32,
     /// `default.replication.factor`.
     pub default_replication_factor: i16,
+    /// `min.insync.replicas`.
+    pub min_insync_replicas: usize,
+    /// `auto.leader.rebalance.enable` and `leader.imbalance.check.interval.seconds`; `None` means never.
+    pub leader_rebalance_interval: Option<Duration>,
     /// `log.retention.check.interval.ms`.
     pub retention_check_interval: Duration,
     /// `producer.id.expiration.ms`.
@@ -260,6 +264,10 @@ impl BrokerConfig {
             delete_topics: values.flag("delete.topic.enable"),
             num_partitions: values.number("num.partitions"),
             default_replication_factor: values.number("default.replication.factor"),
+            min_insync_replicas: values.number("min.insync.replicas"),
+            leader_rebalance_interval: values
+                .flag("auto.leader.rebalance.enable")
+                .then(|| Duration::from_secs(values.number("leader.imbalance.check.interval.seconds"))),
             retention_check_interval: values.millis("log.retention.check.interval.ms"),
             producer_id_expiration: values.millis("producer.id.expiration.ms"),
             settings,

@@ -20,6 +20,7 @@ const CODECS: Check = OneOf(&["uncompressed", "zstd", "lz4", "snappy", "gzip", "
 pub(super) const BROKER_KEYS: &[KeyDef] = &[
     KeyDef::unset("advertised.listeners", List, "Addresses that clients are told to connect to, one for each listener; without it those of listeners."),
     KeyDef::new("auto.create.topics.enable", Boolean, "true", "Whether a topic comes to be when a client asks for its metadata and allows it."),
+    KeyDef::new("auto.leader.rebalance.enable", Boolean, "true", "Whether the first assigned replica of a partition leads again by itself once it is in sync."),
     KeyDef::new("broker.heartbeat.interval.ms", Int, "2000", "Time between two heartbeats to the controller.").check(AtLeast(1)),
     KeyDef::unset("broker.rack", String, "Rack or zone of this broker; replicas of a partition are spread over racks."),
     KeyDef::new("broker.session.timeout.ms", Int, "9000", "Silence after which the controller takes this broker out of service.").check(AtLeast(1)),
@@ -55,6 +56,9 @@ pub(super) const BROKER_KEYS: &[KeyDef] = &[
     KeyDef::new("group.min.session.timeout.ms", Int, "6000", "Smallest session timeout of members of classic groups.").no_effect_yet(GROUPS),
     KeyDef::unset("health.listener", String, "Address, as host:port, of the plain HTTP server for probes and metrics; without it there is none."),
     KeyDef::new("inter.broker.listener.name", String, "FLEET", "Listener that brokers use among themselves.").check(NotEmpty),
+    // Kafka: 300 s. A broker that was restarted is in sync after seconds, and until it leads again the others carry its
+    // load; a look costs one pass over the partitions, and nothing is written when there is nothing to do.
+    KeyDef::new("leader.imbalance.check.interval.seconds", Long, "10", "How often it is looked for partitions whose first assigned replica is in sync and does not lead; some hundreds of them get it back at a time.").check(Between(1, 86_400)),
     KeyDef::new("listener.security.protocol.map", List, "PLAINTEXT:PLAINTEXT,SSL:SSL", "How each listener is secured: NAME:PLAINTEXT or NAME:SSL."),
     KeyDef::unset("listeners", List, "Addresses to listen on, as NAME://host:port; an empty host means all of them.").check(NotEmpty),
     KeyDef::new("log.cleaner.delete.retention.ms", Long, "86400000", "How long a tombstone stays readable in a compacted topic.").check(AtLeast(0)).dynamic().no_effect_yet(COMPACTION),

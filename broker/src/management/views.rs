@@ -105,6 +105,7 @@ mod tests {
             fenced,
             in_controlled_shutdown: false,
             version: "1".to_owned(),
+            min_insync_replicas: 1,
         }
     }
 

@@ -60,6 +60,9 @@ pub struct BrokerImage {
     pub in_controlled_shutdown: bool,
     /// Version of its binary.
     pub version: String,
+    /// `min.insync.replicas` of its configuration file: what it goes by while it leads a partition for which neither the
+    /// topic nor the cluster says anything else. Told with every registration.
+    pub min_insync_replicas: i32,
 }
 
 impl BrokerImage {
@@ -88,7 +91,8 @@ pub struct RetiredNode {
 pub struct Replica {
     /// Broker that the replica is assigned to.
     pub broker_id: BrokerId,
-    /// Volume that held the broker's data when the replica was assigned; nil until the broker was seen.
+    /// Volume that holds the replica's data: the broker's when the replica was assigned, and from then on while it is in
+    /// sync or eligible; one that is neither moves with its broker to another volume. Nil until the broker was seen.
     pub volume_uuid: Uuid,
 }
 

@@ -45,6 +45,8 @@ pub struct Registration {
     pub rack: Option<String>,
     /// Version of the binary.
     pub version: String,
+    /// `min.insync.replicas` of its configuration file.
+    pub min_insync_replicas: i32,
 }
 
 /// One fact of the metadata log.
@@ -230,6 +232,7 @@ impl MetadataImage {
             fenced: true,
             in_controlled_shutdown: false,
             version: registration.version.clone(),
+            min_insync_replicas: registration.min_insync_replicas,
         };
         self.brokers.insert(registration.broker_id, Arc::new(broker));
         self.next_broker_id = self.next_broker_id.max(registration.broker_id.saturating_add(1));
@@ -287,6 +290,7 @@ fn registration_of(broker: &BrokerImage) -> Registration {
         endpoints: broker.endpoints.clone(),
         rack: broker.rack.clone(),
         version: broker.version.clone(),
+        min_insync_replicas: broker.min_insync_replicas,
     }
 }
 

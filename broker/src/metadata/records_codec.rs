@@ -59,6 +59,7 @@ impl Record {
                     .collect(),
                 rack: registration.rack.as_ref().map(Into::into),
                 binary_version: (&registration.version).into(),
+                min_insync_replicas: registration.min_insync_replicas,
                 ..Default::default()
             }
             .into(),
@@ -83,6 +84,7 @@ impl Record {
                 fenced: broker.fenced,
                 in_controlled_shutdown: broker.in_controlled_shutdown,
                 binary_version: (&broker.version).into(),
+                min_insync_replicas: broker.min_insync_replicas,
                 ..Default::default()
             }
             .into(),
@@ -155,6 +157,7 @@ impl Record {
                     .collect(),
                 rack: record.rack.map(Into::into),
                 version: record.binary_version.into(),
+                min_insync_replicas: record.min_insync_replicas,
             }),
             wire::MetadataRecord::Broker(record) => Self::Broker(BrokerImage {
                 broker_id: record.broker_id,
@@ -176,6 +179,7 @@ impl Record {
                 fenced: record.fenced,
                 in_controlled_shutdown: record.in_controlled_shutdown,
                 version: record.binary_version.into(),
+                min_insync_replicas: record.min_insync_replicas,
             }),
             wire::MetadataRecord::Topic(record) => {
                 Self::Topic { topic_id: record.topic_id, name: record.name.into() }
@@ -279,6 +283,7 @@ mod tests {
                 endpoints: vec![endpoint.clone()],
                 rack: None,
                 version: "1".into(),
+                min_insync_replicas: 2,
             }),
             Record::Broker(BrokerImage {
                 broker_id: 3,
@@ -291,6 +296,7 @@ mod tests {
                 fenced: false,
                 in_controlled_shutdown: true,
                 version: "2".into(),
+                min_insync_replicas: 3,
             }),
             Record::Topic { topic_id, name: "t".into() },
             Record::RemoveTopic { topic_id },

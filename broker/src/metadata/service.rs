@@ -60,6 +60,8 @@ pub struct MetadataOptions {
     pub timings: RaftTimings,
     /// Log entries after which the metadata is written as a snapshot (`metadata.log.snapshot.interval.entries`).
     pub snapshot_every: u64,
+    /// How often the controller brings preferred leaders back; `None` means never.
+    pub leader_rebalance_interval: Option<Duration>,
     /// Who votes in the quorum.
     pub voters: VoterPolicy,
     /// What the controller's decisions depend on besides the image.
@@ -77,6 +79,8 @@ pub struct BrokerFacts {
     pub rack: Option<String>,
     /// Version of its binary.
     pub version: String,
+    /// `min.insync.replicas` of its configuration file.
+    pub min_insync_replicas: i32,
 }
 
 impl MetadataOptions {
@@ -90,6 +94,7 @@ impl MetadataOptions {
             heartbeat_interval: Duration::from_millis(2000),
             timings: RaftTimings::default(),
             snapshot_every: 5000,
+            leader_rebalance_interval: Some(Duration::from_secs(10)),
             voters: VoterPolicy::default(),
             settings,
         }
@@ -384,3 +389,8 @@ pub(crate) mod tests;
 #[expect(clippy::unwrap_used, reason = "tests may panic")]
 #[path = "service/quorum_test.rs"]
 mod quorum_tests;
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+#[path = "service/rebalance_test.rs"]
+mod rebalance_tests;

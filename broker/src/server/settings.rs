@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::config::topic::{self, CompressionType, DynamicConfig};
 use crate::config::{BrokerConfig, registry};
 use crate::metadata::controller::Settings;
-use crate::metadata::image::{MetadataImage, TopicImage};
+use crate::metadata::image::{BrokerId, MetadataImage, TopicImage};
 use crate::replication::TopicSettings;
 use crate::storage::{Durability, LogSettings};
 
@@ -69,6 +69,26 @@ impl Settings for ControllerSettings {
         let Some(topic) = image.topics.get(&topic_id) else { return false };
         let dynamic = DynamicConfig::cluster_wide(&image.broker_configs);
         topic::resolve(&topic.config, dynamic, &self.config).unclean_leader_election
+    }
+
+    fn min_insync_replicas(&self, image: &MetadataImage, topic_id: Uuid, leader: BrokerId) -> usize {
+        const KEY: &str = "min.insync.replicas";
+        let of_topic = image.topics.get(&topic_id).and_then(|topic| topic.config.get(KEY)?.parse().ok());
+        let of_leader = || {
+            let broker = image.brokers.get(&leader)?;
+            usize::try_from(broker.min_insync_replicas).ok()
+        };
+        of_topic
+            .or_else(|| Self::dynamic(image, KEY))
+            .or_else(of_leader)
+            .unwrap_or(self.config.min_insync_replicas)
+    }
+
+    fn acknowledges_unsynced(&self, image: &MetadataImage, topic_id: Uuid) -> bool {
+        let Some(topic) = image.topics.get(&topic_id) else { return false };
+        let dynamic = DynamicConfig::cluster_wide(&image.broker_configs);
+        let durability = topic::resolve(&topic.config, dynamic, &self.config).durability;
+        durability == topic::Durability::Written
     }
 }
 

@@ -188,6 +188,7 @@ struct Broker {
     config: Arc<BrokerConfig>,
     mode: Mode,
     health: Health,
+    volume: Arc<Volume>,
     metadata: MetadataService,
     replicas: ReplicaManager,
     clients: ServerContext,
@@ -242,6 +243,7 @@ impl Broker {
             endpoints,
             rack: config.rack.clone(),
             version: VERSION.to_owned(),
+            min_insync_replicas: i32::try_from(config.min_insync_replicas).unwrap_or(i32::MAX),
         };
         let mut options =
             MetadataOptions::new(address, facts, Arc::new(ControllerSettings::new(Arc::clone(&config))));
@@ -250,6 +252,7 @@ impl Broker {
         options.heartbeat_interval = config.heartbeat_interval;
         options.timings = RaftTimings::within(config.quorum.fetch_timeout);
         options.snapshot_every = config.quorum.snapshot_interval;
+        options.leader_rebalance_interval = config.leader_rebalance_interval;
         options.voters = VoterPolicy {
             count: config.quorum.voters,
             replacement_delay: config.quorum.voter_replacement_delay,
@@ -258,7 +261,8 @@ impl Broker {
         let replica_client = FleetClient::new(local, tls.clone());
         let volume_uuid = volume.volume_uuid();
         let volume_path = volume.path().to_path_buf();
-        let metadata = MetadataService::start(options, Arc::new(volume), client)
+        let volume = Arc::new(volume);
+        let metadata = MetadataService::start(options, Arc::clone(&volume), client)
             .await
             .map_err(|error| Failure::configuration(chain(&error)))?;
         if let Some(tls) = tls {
@@ -284,7 +288,8 @@ impl Broker {
             metadata.handle(),
             inside.clone(),
         ));
-        Ok((Self { config, mode, health, metadata, replicas, clients, inside, inside_tasks }, listeners))
+        let broker = Self { config, mode, health, volume, metadata, replicas, clients, inside, inside_tasks };
+        Ok((broker, listeners))
     }
 
     /// Serves clients once the quorum has granted a broker id; never returns but by an error.
@@ -358,9 +363,24 @@ impl Broker {
         if tokio::time::timeout(DRAIN_TIMEOUT, self.inside_tasks.wait()).await.is_err() {
             tracing::warn!(open = self.inside_tasks.len(), "internal tasks did not end in time");
         }
+        let intact = self.replicas.storage_failure().borrow().is_none();
         self.metadata.stop().await;
+        if orderly && intact {
+            mark_stopped(self.volume).await;
+        }
         tracing::info!("stopped");
     }
+}
+
+/// Remembers on the volume that nothing was left unsynced; without that the next boot of the machine counts as a loss.
+async fn mark_stopped(volume: Arc<Volume>) {
+    let marked = tokio::task::spawn_blocking(move || volume.set_stopped()).await;
+    let problem = match marked {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => chain(&error),
+        Err(error) => error.to_string(),
+    };
+    tracing::warn!(error = problem, "the volume does not tell that this broker has stopped in order");
 }
 
 async fn open_volume(config: &BrokerConfig) -> Result<Volume, Failure> {

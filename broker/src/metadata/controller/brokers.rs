@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::Settings;
 use super::draft::Draft;
-use super::elections::reelect_partitions_of;
+use super::elections::{Memory, reelect_partitions_of};
 use super::requests::ControllerResponse;
 use crate::metadata::image::{BrokerId, BrokerImage, Endpoint, NO_LEADER, RetiredNode};
 use crate::metadata::records::{Record, Registration};
@@ -27,6 +27,11 @@ pub struct RegisterBroker {
     pub rack: Option<String>,
     /// Version of its binary.
     pub version: String,
+    /// `min.insync.replicas` of its configuration file.
+    pub min_insync_replicas: i32,
+    /// Whether its machine has gone down, at any time since the last registration, before everything that the broker had
+    /// written was synced. Records that it acknowledged as `written` may be gone then (`log.durability`).
+    pub lost_unsynced: bool,
 }
 
 /// Answer to a registration.
@@ -39,7 +44,8 @@ pub struct Registered {
 /// Registers a broker, fenced until its first heartbeat says that it has caught up.
 ///
 /// A volume keeps its id for ever. An id whose volume was lost goes to the new volume once the old broker is fenced;
-/// partitions that lived on the lost volume only stay offline, as starting them empty would hide the loss.
+/// partitions that lived on the lost volume only stay offline, as starting them empty would hide the loss. Partitions
+/// that others hold are filled again on the new one.
 pub(super) fn register(
     draft: &mut Draft,
     request: &RegisterBroker,
@@ -65,8 +71,10 @@ pub(super) fn register(
         endpoints: request.endpoints.clone(),
         rack: request.rack.clone(),
         version: request.version.clone(),
+        min_insync_replicas: request.min_insync_replicas,
     }));
-    reelect_partitions_of(draft, broker_id, settings);
+    let memory = if request.lost_unsynced { Memory::LostUnsynced } else { Memory::Intact };
+    reelect_partitions_of(draft, broker_id, memory, settings);
     ControllerResponse::Registered(Registered { broker_id })
 }
 
@@ -112,7 +120,7 @@ pub(super) fn set_fenced(
     let changed = BrokerImage { fenced, in_controlled_shutdown: false, ..broker.clone() };
     if changed != broker {
         draft.push(Record::Broker(changed));
-        reelect_partitions_of(draft, broker_id, settings);
+        reelect_partitions_of(draft, broker_id, Memory::Intact, settings);
     }
     ControllerResponse::Done
 }
@@ -127,7 +135,7 @@ pub(super) fn controlled_shutdown(
     let Some(broker) = registered(draft, broker_id, broker_epoch) else { return stale(broker_id) };
     if !broker.in_controlled_shutdown {
         draft.push(Record::Broker(BrokerImage { in_controlled_shutdown: true, ..broker }));
-        reelect_partitions_of(draft, broker_id, settings);
+        reelect_partitions_of(draft, broker_id, Memory::Intact, settings);
     }
     let led = draft.image().topics.values().flat_map(|topic| &topic.partitions);
     let partitions = led.filter(|partition| partition.leader == broker_id && broker_id != NO_LEADER).count();
@@ -167,8 +175,8 @@ fn refused(message: String) -> ApiError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::{TestSettings, add_topic, broker, counting_uuids, image, volume_of};
-    use super::super::{ControllerRequest, Decision, decide};
+    use super::super::fixtures::{self, TestSettings, add_topic, broker, change_first, image, volume_of};
+    use super::super::{ControllerRequest, Decision};
     use super::*;
     use crate::metadata::image::MetadataImage;
 
@@ -181,6 +189,8 @@ mod tests {
             endpoints: Vec::new(),
             rack: None,
             version: "0.2.0".to_owned(),
+            min_insync_replicas: 1,
+            lost_unsynced: false,
         }
     }
 
@@ -189,13 +199,7 @@ mod tests {
         request: ControllerRequest,
         settings: &TestSettings,
     ) -> (MetadataImage, Decision) {
-        let decision = decide(image, &request, settings, &mut counting_uuids());
-        let mut next = image.clone();
-        next.log_index += 1;
-        for record in &decision.records {
-            next.apply(record, next.log_index).expect("decisions fit the image");
-        }
-        (next, decision)
+        fixtures::run(image, &request, settings)
     }
 
     fn leader_of_first(image: &MetadataImage, topic_id: Uuid) -> (BrokerId, i32, Vec<BrokerId>) {
@@ -265,6 +269,48 @@ mod tests {
         let unfence = ControllerRequest::SetFenced { broker_id: 0, broker_epoch: epoch, fenced: false };
         let (next, _) = run(&next, unfence, &settings);
         assert_eq!(leader_of_first(&next, topic_id), (NO_LEADER, 1, vec![0]));
+    }
+
+    #[test]
+    fn a_machine_that_went_down_takes_its_broker_out_of_sync_where_acknowledged_is_not_synced() {
+        let mut image = image([broker(0), broker(1)]);
+        let topic_id = add_topic(&mut image, "t", &[vec![0, 1], vec![1, 0], vec![1]]);
+        change_first(&mut image, topic_id, |state| state.isr = vec![0, 1]);
+        let back = |lost_unsynced| {
+            let request =
+                RegisterBroker { raft_node_id: 0x1001, lost_unsynced, ..registration(1, volume_of(1)) };
+            ControllerRequest::RegisterBroker(request)
+        };
+        let minimum = |settings: TestSettings, lost| {
+            let mut image = image.clone();
+            let topic = image.topics.get_mut(&topic_id).map(std::sync::Arc::make_mut).expect("it is there");
+            topic.config.insert("min.insync.replicas".to_owned(), "2".to_owned());
+            let (next, _) = run(&image, back(lost), &settings);
+            let states = next.topics[&topic_id].partitions.clone();
+            states.into_iter().map(|state| (state.isr, state.elr)).collect::<Vec<_>>()
+        };
+        let kept = vec![(vec![0], vec![1]), (vec![1], vec![]), (vec![1], vec![])];
+        let written = TestSettings { written: true, ..TestSettings::default() };
+        assert_eq!(minimum(TestSettings::default(), true), kept, "synced before it was acknowledged");
+        assert_eq!(minimum(written, false), kept, "nothing was lost");
+        let written = TestSettings { written: true, ..TestSettings::default() };
+        let lost = vec![(vec![0], vec![]), (vec![1], vec![]), (vec![1], vec![])];
+        assert_eq!(minimum(written, true), lost, "the last one in sync stays");
+    }
+
+    #[test]
+    fn a_registration_rewrites_only_partitions_that_change() {
+        let mut image = image([broker(0).fenced(), broker(1)]);
+        let topic_id = add_topic(&mut image, "t", &[vec![1, 0], vec![1], vec![0]]);
+        change_first(&mut image, topic_id, |state| state.isr = vec![1, 0]);
+        let topic = image.topics.get_mut(&topic_id).map(std::sync::Arc::make_mut).expect("just added");
+        topic.partitions[2].leader = NO_LEADER;
+        let again = RegisterBroker { raft_node_id: 0x1000, ..registration(0, volume_of(0)) };
+        let (next, decision) =
+            run(&image, ControllerRequest::RegisterBroker(again.clone()), &TestSettings::default());
+        assert_eq!(decision.records.len(), 2, "the registration, and the partition whose ISR it leaves");
+        let (_, decision) = run(&next, ControllerRequest::RegisterBroker(again), &TestSettings::default());
+        assert_eq!(decision.records.len(), 1);
     }
 
     #[test]

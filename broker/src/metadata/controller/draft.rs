@@ -19,6 +19,11 @@ impl Draft {
         &self.image
     }
 
+    /// What was drafted so far.
+    pub(super) fn records(&self) -> &[Record] {
+        &self.records
+    }
+
     /// Adds a record that fits the image as drafted so far.
     pub(super) fn push(&mut self, record: Record) {
         // The entry's index is not known before it is proposed; only a registration uses it, and no decision reads

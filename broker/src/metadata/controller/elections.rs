@@ -1,189 +1,253 @@
-//! Which replica leads a partition, and who stays in sync when brokers go (rule L9, so far without ELR).
-//!
-//! The current leader stays while it may. Otherwise the first assigned replica that is in sync, on a broker in
-//! service, and on the volume that held the data when the replica was assigned: a broker that came back with another
-//! volume has lost what it acknowledged. Only unclean election, by setting, gives that up.
-//!
-//! Replicas on brokers that are fenced, stopping or on another volume leave the in-sync replicas with the election, so
-//! that writes do not wait for them. The last ones stay whatever becomes of them: without ELR they are all that tells
-//! who has every record.
+//! Which partitions get a new state when something about a broker or about the configuration has changed, and leaders
+//! elected on request. What the new state is, `partition_state` says.
 
+use millrace_protocol::ErrorCode;
+use millrace_protocol::messages::elect_leaders_request::TopicPartitions;
+use millrace_protocol::messages::elect_leaders_response::{PartitionResult, ReplicaElectionResult};
+use millrace_protocol::messages::{ElectLeadersRequest, ElectLeadersResponse};
 use uuid::Uuid;
 
 use super::Settings;
 use super::draft::Draft;
-use crate::metadata::image::{
-    BrokerId, BrokerImage, MetadataImage, NO_LEADER, PartitionImage, Replica, TopicIdPartition,
-};
-use crate::metadata::records::Record;
+use super::partition_state::{Election, Situation, next_state};
+use crate::metadata::image::{BrokerId, MetadataImage, NO_LEADER, PartitionImage, TopicIdPartition};
+use crate::metadata::records::{ConfigTarget, Record};
 
-/// Re-elects every partition that has a replica on `broker_id`, after something about that broker changed.
-pub(super) fn reelect_partitions_of(draft: &mut Draft, broker_id: BrokerId, settings: &dyn Settings) {
-    let changes: Vec<Record> = draft
-        .image()
-        .topics
-        .values()
-        .flat_map(|topic| {
-            (0_i32..).zip(&topic.partitions).map(move |(number, state)| (topic.topic_id, number, state))
+/// Keys on which the state of a partition depends besides its brokers.
+const KEYS: [&str; 2] = ["min.insync.replicas", "unclean.leader.election.enable"];
+
+/// What has become of a broker's records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// All are there, if its volume is.
+    Intact,
+    /// Those that were not synced yet may be gone.
+    LostUnsynced,
+}
+
+/// Gives every partition that has a replica on `broker_id` its next state, after something about that broker changed.
+pub(super) fn reelect_partitions_of(
+    draft: &mut Draft,
+    broker_id: BrokerId,
+    memory: Memory,
+    settings: &dyn Settings,
+) {
+    let image = draft.image();
+    let mut changes = Vec::new();
+    for topic in image.topics.values() {
+        let mut situation = None;
+        for (partition, state) in (0_i32..).zip(&topic.partitions) {
+            if !state.replica_ids().any(|id| id == broker_id) {
+                continue;
+            }
+            let situation = situation.get_or_insert_with(|| {
+                let forgets =
+                    memory == Memory::LostUnsynced && settings.acknowledges_unsynced(image, topic.topic_id);
+                let forgetful = forgets.then_some(broker_id);
+                Situation { forgetful, ..Situation::usual(image, settings, topic.topic_id) }
+            });
+            if let Some(state) = next_state(situation, state, &state.isr) {
+                let partition = TopicIdPartition { topic_id: topic.topic_id, partition };
+                changes.push(Record::Partition { partition, state });
+            }
+        }
+    }
+    push_all(draft, changes);
+}
+
+/// Gives partitions their next state where the drafted records change a setting that it depends on: eligible replicas
+/// of partitions that now have enough in-sync ones must not outlive the old minimum by a single log entry.
+pub(super) fn follow_settings(draft: &mut Draft, settings: &dyn Settings) {
+    let relevant = draft.records().iter().filter_map(|record| match record {
+        Record::Config { target, key, .. } if KEYS.contains(&key.as_str()) => Some(target.clone()),
+        _ => None,
+    });
+    let targets: Vec<ConfigTarget> = relevant.collect();
+    if targets.is_empty() {
+        return;
+    }
+    let concerns = |topic_id: Uuid| {
+        targets.iter().any(|target| match target {
+            ConfigTarget::Topic(target) => *target == topic_id,
+            ConfigTarget::Broker(_) => true,
         })
-        .filter(|(_, _, state)| state.replica_ids().any(|id| id == broker_id))
-        .filter_map(|(topic_id, partition, state)| {
-            let unclean = settings.unclean_leader_election(draft.image(), topic_id);
-            let state = elect(draft.image(), state, unclean)?;
-            Some(Record::Partition { partition: TopicIdPartition { topic_id, partition }, state })
-        })
-        .collect();
-    for change in changes {
-        draft.push(change);
-    }
-}
-
-/// New state of a partition, or `None` where it stays as it is.
-fn elect(image: &MetadataImage, state: &PartitionImage, unclean: bool) -> Option<PartitionImage> {
-    let can_lead = |replica: &&Replica| may_lead(image, replica) && holds_its_data(image, replica);
-    let isr = remaining_isr(image, state);
-    let current = state.replicas.iter().find(|replica| replica.broker_id == state.leader);
-    let clean = || {
-        let mut in_sync = state.replicas.iter().filter(|replica| isr.contains(&replica.broker_id));
-        in_sync.find(can_lead).map(|replica| replica.broker_id)
     };
-    let unclean = || {
-        let mut replicas = state.replicas.iter().filter(|_| unclean);
-        replicas.find(|replica| may_lead(image, replica)).map(|replica| replica.broker_id)
+    let image = draft.image();
+    let mut changes = Vec::new();
+    for topic in image.topics.values().filter(|topic| concerns(topic.topic_id)) {
+        let situation = Situation::usual(image, settings, topic.topic_id);
+        for (partition, state) in (0_i32..).zip(&topic.partitions) {
+            if state.elr.is_empty() && state.leader != NO_LEADER {
+                continue;
+            }
+            if let Some(state) = next_state(&situation, state, &state.isr) {
+                let partition = TopicIdPartition { topic_id: topic.topic_id, partition };
+                changes.push(Record::Partition { partition, state });
+            }
+        }
+    }
+    push_all(draft, changes);
+}
+
+fn push_all(draft: &mut Draft, records: Vec<Record>) {
+    for record in records {
+        draft.push(record);
+    }
+}
+
+/// Kafka's ElectLeaders. Without a list of partitions, all of them, and only those are answered that needed an election.
+pub(super) fn elect_leaders(
+    draft: &mut Draft,
+    request: &ElectLeadersRequest,
+    settings: &dyn Settings,
+) -> ElectLeadersResponse {
+    let election = match request.election_type {
+        0 => Election::Preferred,
+        1 => Election::Unclean,
+        other => return invalid_type(request, other),
     };
-    // A broker that is stopping leads on until another can: a planned stop is no reason for an outage before it.
-    let stopping = || {
-        let in_service = |replica: &&Replica| broker_of(image, replica).is_some_and(|broker| !broker.fenced);
-        let leader = current.filter(|replica| holds_its_data(image, replica)).filter(in_service);
-        leader.map(|replica| replica.broker_id)
+    let mut results = Vec::new();
+    match &request.topic_partitions {
+        Some(topics) => {
+            for topic in topics {
+                let elect = |number: &i32| {
+                    result(*number, elect_one(draft, &topic.topic, *number, election, settings))
+                };
+                let partition_result = topic.partitions.iter().map(elect).collect();
+                results.push(election_result(topic.topic.as_str(), partition_result));
+            }
+        }
+        None => {
+            let topics: Vec<(String, usize)> = draft
+                .image()
+                .topics
+                .values()
+                .map(|topic| (topic.name.clone(), topic.partitions.len()))
+                .collect();
+            for (name, count) in topics {
+                let numbers = 0..i32::try_from(count).unwrap_or(i32::MAX);
+                let elected = numbers.map(|n| (n, elect_one(draft, &name, n, election, settings)));
+                let needed = elected.filter(|(_, error)| *error != ErrorCode::ElectionNotNeeded);
+                let partition_result: Vec<_> = needed.map(|(n, error)| result(n, error)).collect();
+                if !partition_result.is_empty() {
+                    results.push(election_result(&name, partition_result));
+                }
+            }
+        }
+    }
+    ElectLeadersResponse { replica_election_results: results, ..Default::default() }
+}
+
+fn elect_one(
+    draft: &mut Draft,
+    topic: &str,
+    number: i32,
+    election: Election,
+    settings: &dyn Settings,
+) -> ErrorCode {
+    let image = draft.image();
+    let Some(topic_id) = image.topic_ids.get(topic).copied() else {
+        return ErrorCode::UnknownTopicOrPartition;
     };
-    let safe = current.filter(can_lead).map(|replica| replica.broker_id).or_else(clean).or_else(stopping);
-    if let Some(leader) = safe {
-        return changed(state, leader, isr);
+    let partition = TopicIdPartition { topic_id, partition: number };
+    let Some(state) = image.partition(partition) else { return ErrorCode::UnknownTopicOrPartition };
+    let (needed, refusal) = match election {
+        Election::Unclean => (state.leader == NO_LEADER, ErrorCode::EligibleLeadersNotAvailable),
+        Election::Usual | Election::Preferred => {
+            (!has_preferred_leader(state), ErrorCode::PreferredLeaderNotAvailable)
+        }
+    };
+    if !needed {
+        return ErrorCode::ElectionNotNeeded;
     }
-    if let Some(leader) = unclean() {
-        let mut state = changed(state, leader, vec![leader])?;
-        adopt_volume(image, &mut state, leader);
-        return Some(state);
-    }
-    changed(state, NO_LEADER, isr)
-}
-
-/// In-sync replicas that stay; all of them if none could.
-fn remaining_isr(image: &MetadataImage, state: &PartitionImage) -> Vec<BrokerId> {
-    let stays = |replica: &&Replica| may_lead(image, replica) && holds_its_data(image, replica);
-    let staying: Vec<BrokerId> =
-        state.replicas.iter().filter(stays).map(|replica| replica.broker_id).collect();
-    let isr: Vec<BrokerId> = state.isr.iter().copied().filter(|id| staying.contains(id)).collect();
-    if isr.is_empty() { state.isr.clone() } else { isr }
-}
-
-/// The state with this leader and these in-sync replicas; `None` if that is what it is.
-fn changed(state: &PartitionImage, leader: BrokerId, isr: Vec<BrokerId>) -> Option<PartitionImage> {
-    let leader_changes = leader != state.leader;
-    (leader_changes || isr != state.isr).then(|| PartitionImage {
-        leader,
-        isr,
-        leader_epoch: state.leader_epoch + i32::from(leader_changes),
-        partition_epoch: state.partition_epoch + 1,
-        replicas: state.replicas.clone(),
-        elr: state.elr.clone(),
-    })
-}
-
-fn adopt_volume(image: &MetadataImage, state: &mut PartitionImage, broker_id: BrokerId) {
-    let volume_uuid = image.brokers.get(&broker_id).map_or(Uuid::nil(), |broker| broker.volume_uuid);
-    for replica in state.replicas.iter_mut().filter(|replica| replica.broker_id == broker_id) {
-        replica.volume_uuid = volume_uuid;
+    let situation = Situation { election, ..Situation::usual(image, settings, topic_id) };
+    let elected = next_state(&situation, state, &state.isr).filter(|next| next.leader != NO_LEADER);
+    match elected {
+        Some(next) if election == Election::Unclean || has_preferred_leader(&next) => {
+            draft.push(Record::Partition { partition, state: next });
+            ErrorCode::None
+        }
+        _ => refusal,
     }
 }
 
-fn broker_of<'a>(image: &'a MetadataImage, replica: &Replica) -> Option<&'a BrokerImage> {
-    image.brokers.get(&replica.broker_id).map(AsRef::as_ref)
+fn has_preferred_leader(state: &PartitionImage) -> bool {
+    state.replica_ids().next() == Some(state.leader)
 }
 
-fn holds_its_data(image: &MetadataImage, replica: &Replica) -> bool {
-    broker_of(image, replica).is_some_and(|broker| broker.volume_uuid == replica.volume_uuid)
+/// Partitions whose preferred leader is in sync and could lead, but does not; `limit` at most.
+///
+/// As a request, ready to be decided; `None` if there are none.
+pub(in crate::metadata) fn preferred_leaders_to_elect(
+    image: &MetadataImage,
+    limit: usize,
+) -> Option<ElectLeadersRequest> {
+    let mut left = limit;
+    let mut topics = Vec::new();
+    for topic in image.topics.values() {
+        let waits = |state: &PartitionImage| {
+            let preferred = state.replicas.first().filter(|replica| state.isr.contains(&replica.broker_id));
+            let may_lead = preferred.and_then(|replica| {
+                let broker = image.brokers.get(&replica.broker_id)?;
+                Some(broker.may_lead() && broker.volume_uuid == replica.volume_uuid)
+            });
+            may_lead == Some(true) && !has_preferred_leader(state)
+        };
+        let waiting = (0_i32..).zip(&topic.partitions).filter(|(_, state)| waits(state));
+        let partitions: Vec<i32> = waiting.map(|(number, _)| number).take(left).collect();
+        left -= partitions.len();
+        if !partitions.is_empty() {
+            topics.push(TopicPartitions {
+                topic: topic.name.as_str().into(),
+                partitions,
+                ..Default::default()
+            });
+        }
+    }
+    let request =
+        ElectLeadersRequest { election_type: 0, topic_partitions: Some(topics), ..Default::default() };
+    (left < limit).then_some(request)
 }
 
-fn may_lead(image: &MetadataImage, replica: &Replica) -> bool {
-    broker_of(image, replica).is_some_and(BrokerImage::may_lead)
+fn election_result(topic: &str, partition_result: Vec<PartitionResult>) -> ReplicaElectionResult {
+    ReplicaElectionResult { topic: topic.into(), partition_result, ..Default::default() }
+}
+
+fn result(partition_id: i32, error: ErrorCode) -> PartitionResult {
+    let message = match error {
+        ErrorCode::None => None,
+        ErrorCode::ElectionNotNeeded => Some("Leader election not needed for topic partition."),
+        ErrorCode::PreferredLeaderNotAvailable => Some("The preferred leader was not available."),
+        ErrorCode::EligibleLeadersNotAvailable => Some("Eligible topic partition leaders are not available."),
+        _ => Some("This server does not host this topic-partition."),
+    };
+    PartitionResult {
+        partition_id,
+        error_code: error.code(),
+        error_message: message.map(Into::into),
+        ..Default::default()
+    }
+}
+
+fn invalid_type(request: &ElectLeadersRequest, election_type: i8) -> ElectLeadersResponse {
+    let error = ErrorCode::InvalidRequest;
+    let message = format!("Unknown election type {election_type}");
+    let results = request.topic_partitions.iter().flatten().map(|topic| {
+        let of_partition = |partition_id: &i32| PartitionResult {
+            partition_id: *partition_id,
+            error_code: error.code(),
+            error_message: Some(message.as_str().into()),
+            ..Default::default()
+        };
+        election_result(topic.topic.as_str(), topic.partitions.iter().map(of_partition).collect())
+    });
+    ElectLeadersResponse {
+        error_code: error.code(),
+        replica_election_results: results.collect(),
+        ..Default::default()
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::fixtures::{add_topic, broker, image, volume_of};
-    use super::*;
-
-    fn state(image: &mut MetadataImage, replicas: &[BrokerId], isr: &[BrokerId]) -> PartitionImage {
-        let topic_id = add_topic(image, "t", &[replicas.to_vec()]);
-        let state = image.topics[&topic_id].partitions[0].clone();
-        PartitionImage { isr: isr.to_vec(), ..state }
-    }
-
-    fn outcome(state: &PartitionImage) -> (BrokerId, Vec<BrokerId>, i32, i32) {
-        (state.leader, state.isr.clone(), state.leader_epoch, state.partition_epoch)
-    }
-
-    #[test]
-    fn the_first_assigned_replica_in_sync_follows_a_fenced_leader() {
-        let mut image = image([broker(0).fenced(), broker(1), broker(2)]);
-        let state = state(&mut image, &[0, 2, 1], &[1, 0, 2]);
-        let elected = elect(&image, &state, false).expect("the leader is fenced");
-        assert_eq!(outcome(&elected), (2, vec![1, 2], 1, 1));
-    }
-
-    #[test]
-    fn a_fenced_follower_leaves_the_isr_and_the_leader_keeps_its_epoch() {
-        let mut image = image([broker(0), broker(1).fenced(), broker(2)]);
-        let state = state(&mut image, &[0, 1, 2], &[0, 1, 2]);
-        let elected = elect(&image, &state, false).expect("a follower is fenced");
-        assert_eq!(outcome(&elected), (0, vec![0, 2], 0, 1));
-        assert_eq!(elect(&image, &elected, false), None, "once is enough");
-    }
-
-    #[test]
-    fn the_last_in_sync_replica_stays_when_it_is_fenced() {
-        let mut image = image([broker(0).fenced(), broker(1)]);
-        let state = state(&mut image, &[0, 1], &[0]);
-        let elected = elect(&image, &state, false).expect("the leader is fenced");
-        assert_eq!(outcome(&elected), (NO_LEADER, vec![0], 1, 1));
-    }
-
-    #[test]
-    fn a_stopping_broker_hands_over_to_a_replica_in_sync_and_leaves_the_isr() {
-        let mut image = image([broker(0), broker(1)]);
-        let state = state(&mut image, &[0, 1], &[0, 1]);
-        let stopping = image.brokers.get_mut(&0).map(std::sync::Arc::make_mut).expect("it is there");
-        stopping.in_controlled_shutdown = true;
-        let elected = elect(&image, &state, false).expect("the leader stops");
-        assert_eq!(outcome(&elected), (1, vec![1], 1, 1));
-    }
-
-    #[test]
-    fn a_stopping_broker_leads_on_rather_than_one_that_is_not_in_sync() {
-        let mut image = image([broker(0), broker(1)]);
-        let state = state(&mut image, &[0, 1], &[0]);
-        let stopping = image.brokers.get_mut(&0).map(std::sync::Arc::make_mut).expect("it is there");
-        stopping.in_controlled_shutdown = true;
-        assert_eq!(elect(&image, &state, true), None);
-    }
-
-    #[test]
-    fn a_broker_on_another_volume_is_not_in_sync_any_more() {
-        let mut image = image([broker(0), broker(1)]);
-        let state = state(&mut image, &[0, 1], &[0, 1]);
-        let broker = image.brokers.get_mut(&0).map(std::sync::Arc::make_mut).expect("it is there");
-        broker.volume_uuid = volume_of(7);
-        let elected = elect(&image, &state, true).expect("the leader has lost its data");
-        assert_eq!(outcome(&elected), (1, vec![1], 1, 1));
-    }
-
-    #[test]
-    fn unclean_election_is_the_last_resort_and_leaves_one_in_sync() {
-        let mut image = image([broker(0).fenced(), broker(1), broker(2)]);
-        let state = state(&mut image, &[0, 1, 2], &[0]);
-        let elected = elect(&image, &state, true).expect("the leader is fenced");
-        assert_eq!(outcome(&elected), (1, vec![1], 1, 1));
-    }
-}
+#[path = "elections_test.rs"]
+mod tests;

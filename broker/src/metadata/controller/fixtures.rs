@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::Settings;
+use super::{ControllerRequest, Decision, Settings, decide};
 use crate::metadata::image::{
     BrokerId, BrokerImage, Endpoint, MetadataImage, PartitionImage, Replica, TopicIdPartition,
 };
@@ -35,6 +35,7 @@ pub(in crate::metadata) fn broker(broker_id: BrokerId) -> BrokerBuilder {
         fenced: false,
         in_controlled_shutdown: false,
         version: "0.1.0".to_owned(),
+        min_insync_replicas: 1,
     })
 }
 
@@ -46,6 +47,22 @@ impl BrokerBuilder {
 
     pub(in crate::metadata) fn fenced(mut self) -> Self {
         self.0.fenced = true;
+        self
+    }
+
+    pub(in crate::metadata) fn stopping(mut self) -> Self {
+        self.0.in_controlled_shutdown = true;
+        self
+    }
+
+    /// On another volume than the one that [`add_topic`] assigns replicas to.
+    pub(in crate::metadata) fn on_another_volume(mut self) -> Self {
+        self.0.volume_uuid = volume_of(100 + self.0.broker_id);
+        self
+    }
+
+    pub(in crate::metadata) fn with_min_insync_replicas(mut self, number: i32) -> Self {
+        self.0.min_insync_replicas = number;
         self
     }
 }
@@ -60,7 +77,7 @@ pub(in crate::metadata) fn image<const N: usize>(brokers: [BrokerBuilder; N]) ->
     image
 }
 
-/// Adds a topic with one partition for each list of replicas; each first replica leads.
+/// Adds a topic with one partition for each list of replicas; each first replica leads and is in sync alone.
 pub(in crate::metadata) fn add_topic(
     image: &mut MetadataImage,
     name: &str,
@@ -90,6 +107,31 @@ pub(in crate::metadata) fn add_topic(
     topic_id
 }
 
+/// Changes the first partition of a topic.
+pub(in crate::metadata) fn change_first(
+    image: &mut MetadataImage,
+    topic_id: Uuid,
+    change: impl FnOnce(&mut PartitionImage),
+) {
+    let topic = image.topics.get_mut(&topic_id).map(Arc::make_mut).expect("the topic is there");
+    change(&mut topic.partitions[0]);
+}
+
+/// The image after a decision, with what was decided.
+pub(in crate::metadata) fn run(
+    image: &MetadataImage,
+    request: &ControllerRequest,
+    settings: &TestSettings,
+) -> (MetadataImage, Decision) {
+    let decision = decide(image, request, settings, &mut counting_uuids());
+    let mut next = image.clone();
+    next.log_index += 1;
+    for record in &decision.records {
+        next.apply(record, next.log_index).expect("decisions fit the image");
+    }
+    (next, decision)
+}
+
 /// Ids that count up.
 pub(in crate::metadata) fn counting_uuids() -> impl FnMut() -> Uuid {
     let mut last = 0x9000;
@@ -99,11 +141,12 @@ pub(in crate::metadata) fn counting_uuids() -> impl FnMut() -> Uuid {
     }
 }
 
-/// Settings with three known keys and small defaults.
+/// Settings with a few known keys and small defaults.
 #[derive(Debug, Default)]
 pub(in crate::metadata) struct TestSettings {
     pub(in crate::metadata) unclean: bool,
     pub(in crate::metadata) deletion_disabled: bool,
+    pub(in crate::metadata) written: bool,
 }
 
 impl Settings for TestSettings {
@@ -120,8 +163,13 @@ impl Settings for TestSettings {
     }
 
     fn check_topic_config(&self, key: &str, value: &str) -> Result<(), String> {
-        let known =
-            BTreeMap::from([("retention.ms", true), ("cleanup.policy", false), ("max.message.bytes", true)]);
+        let known = BTreeMap::from([
+            ("retention.ms", true),
+            ("cleanup.policy", false),
+            ("max.message.bytes", true),
+            ("min.insync.replicas", true),
+            ("unclean.leader.election.enable", false),
+        ]);
         match known.get(key) {
             None => Err(format!("unknown topic setting {key}")),
             Some(true) if value.parse::<i64>().is_err() => {
@@ -141,7 +189,8 @@ impl Settings for TestSettings {
     }
 
     fn check_broker_config(&self, key: &str, _: &str) -> Result<(), String> {
-        if key == "message.max.bytes" { Ok(()) } else { Err(format!("{key} cannot be changed")) }
+        let dynamic = ["message.max.bytes", "min.insync.replicas"];
+        if dynamic.contains(&key) { Ok(()) } else { Err(format!("{key} cannot be changed")) }
     }
 
     fn is_list(&self, key: &str) -> bool {
@@ -152,7 +201,20 @@ impl Settings for TestSettings {
         (key == "cleanup.policy").then(|| "delete".to_owned())
     }
 
-    fn unclean_leader_election(&self, _: &MetadataImage, _: Uuid) -> bool {
-        self.unclean
+    fn unclean_leader_election(&self, image: &MetadataImage, topic_id: Uuid) -> bool {
+        let key = "unclean.leader.election.enable";
+        self.unclean || image.topics[&topic_id].config.get(key).is_some_and(|value| value == "true")
+    }
+
+    fn min_insync_replicas(&self, image: &MetadataImage, topic_id: Uuid, leader: BrokerId) -> usize {
+        let key = "min.insync.replicas";
+        let of_cluster = || image.broker_configs.get(&None).and_then(|config| config.get(key));
+        let set = image.topics[&topic_id].config.get(key).or_else(of_cluster);
+        let of_leader = || usize::try_from(image.brokers[&leader].min_insync_replicas).expect("positive");
+        set.map_or_else(of_leader, |value| value.parse().expect("a number"))
+    }
+
+    fn acknowledges_unsynced(&self, _: &MetadataImage, _: Uuid) -> bool {
+        self.written
     }
 }

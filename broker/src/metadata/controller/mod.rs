@@ -8,12 +8,16 @@ mod brokers;
 mod configs;
 mod draft;
 mod elections;
+mod isr_changes;
 mod managed_topics;
+mod partition_state;
 mod partitions;
 mod placement;
 mod requests;
 mod topics;
 
+#[cfg(test)]
+mod elections_property_test;
 #[cfg(test)]
 mod fixtures;
 #[cfg(test)]
@@ -23,12 +27,13 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::image::MetadataImage;
+use super::image::{BrokerId, MetadataImage};
 use super::records::Record;
 
 use draft::Draft;
 
 pub use brokers::{RegisterBroker, Registered};
+pub(super) use elections::preferred_leaders_to_elect;
 pub(crate) use managed_topics::topic_view;
 pub use requests::{ControllerRequest, ControllerResponse, IsrChange, RequestError};
 
@@ -55,6 +60,11 @@ pub trait Settings: std::fmt::Debug + Send + Sync {
     fn topic_default(&self, image: &MetadataImage, key: &str) -> Option<String>;
     /// Whether a topic with this configuration lets a replica that is not in sync lead.
     fn unclean_leader_election(&self, image: &MetadataImage, topic_id: Uuid) -> bool;
+    /// `min.insync.replicas` that `leader` goes by in partitions of this topic: the topic's, else the cluster's, else
+    /// that of the leader's configuration file.
+    fn min_insync_replicas(&self, image: &MetadataImage, topic_id: Uuid, leader: BrokerId) -> usize;
+    /// Whether records of this topic are acknowledged before they are synced (`log.durability=written`).
+    fn acknowledges_unsynced(&self, image: &MetadataImage, topic_id: Uuid) -> bool;
 }
 
 /// Outcome of one request.
@@ -87,6 +97,9 @@ pub fn decide(
         ControllerRequest::IncrementalAlterConfigs(request) => {
             ControllerResponse::IncrementalAlterConfigs(configs::alter(&mut draft, request, settings))
         }
+        ControllerRequest::ElectLeaders(request) => {
+            ControllerResponse::ElectLeaders(elections::elect_leaders(&mut draft, request, settings))
+        }
         ControllerRequest::AllocateProducerIds => allocate_producer_ids(&mut draft),
         ControllerRequest::RegisterBroker(request) => brokers::register(&mut draft, request, settings),
         ControllerRequest::SetFenced { broker_id, broker_epoch, fenced } => {
@@ -95,9 +108,9 @@ pub fn decide(
         ControllerRequest::ControlledShutdown { broker_id, broker_epoch } => {
             brokers::controlled_shutdown(&mut draft, *broker_id, *broker_epoch, settings)
         }
-        ControllerRequest::AlterPartitions { changes, .. } => ControllerResponse::PartitionsAltered(
-            changes.iter().map(|_| millrace_protocol::ErrorCode::UnsupportedVersion).collect(),
-        ),
+        ControllerRequest::AlterPartitions { broker_id, broker_epoch, changes } => {
+            isr_changes::alter(&mut draft, *broker_id, *broker_epoch, changes, settings)
+        }
         ControllerRequest::SetRack { broker_id, rack } => {
             brokers::set_rack(&mut draft, *broker_id, rack.as_deref())
         }
@@ -111,6 +124,7 @@ pub fn decide(
             managed_topics::release(&mut draft, name, owner_uid)
         }
     };
+    elections::follow_settings(&mut draft, settings);
     Decision { records: draft.into_records(), response }
 }
 

@@ -73,7 +73,7 @@ fn check_assignment(
     Ok(())
 }
 
-/// Drafts partitions after the ones that the topic has. Only the leader is in sync: the others have nothing yet.
+/// Drafts partitions after the ones that the topic has. Nobody has anything yet, so every replica that can is in sync.
 pub(super) fn add_partitions(draft: &mut Draft, topic_id: Uuid, replicas: &[Vec<BrokerId>]) {
     let first = draft.image().topics.get(&topic_id).map_or(0, |topic| topic.partitions.len());
     for (number, ids) in (first..).zip(replicas) {
@@ -95,11 +95,16 @@ fn new_partition(image: &MetadataImage, ids: &[BrokerId]) -> PartitionImage {
             volume_uuid: registered(id).map_or(Uuid::nil(), |broker: &BrokerImage| broker.volume_uuid),
         })
         .collect();
-    let leader = ids.iter().find(|id| registered(id).is_some_and(BrokerImage::may_lead)).copied();
+    let mut isr: Vec<BrokerId> =
+        ids.iter().copied().filter(|id| registered(id).is_some_and(BrokerImage::may_lead)).collect();
+    let leader = isr.first().copied();
+    if isr.is_empty() {
+        // Somebody must be in sync for ever after; without a live replica it is the preferred one, once it is back.
+        isr.extend(ids.first());
+    }
     PartitionImage {
         replicas,
-        // Somebody must be in sync for ever after; without a live replica it is the preferred one, once it is back.
-        isr: leader.or(ids.first().copied()).into_iter().collect(),
+        isr,
         elr: Vec::new(),
         leader: leader.unwrap_or(NO_LEADER),
         leader_epoch: 0,

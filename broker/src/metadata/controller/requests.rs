@@ -7,8 +7,8 @@ use millrace_management::{ApiError, ApplyTopic, ApplyTopicResult};
 use millrace_protocol::ErrorCode;
 use millrace_protocol::messages::{
     CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
-    DeleteTopicsRequest, DeleteTopicsResponse, IncrementalAlterConfigsRequest,
-    IncrementalAlterConfigsResponse,
+    DeleteTopicsRequest, DeleteTopicsResponse, ElectLeadersRequest, ElectLeadersResponse,
+    IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
 };
 
 use super::brokers::{RegisterBroker, Registered};
@@ -30,6 +30,8 @@ pub enum ControllerRequest {
     CreatePartitions(CreatePartitionsRequest),
     /// Kafka's IncrementalAlterConfigs.
     IncrementalAlterConfigs(IncrementalAlterConfigsRequest),
+    /// Kafka's ElectLeaders.
+    ElectLeaders(ElectLeadersRequest),
     /// A block of producer ids that nobody else gets.
     AllocateProducerIds,
     /// A broker has started.
@@ -113,6 +115,8 @@ pub enum ControllerResponse {
     CreatePartitions(CreatePartitionsResponse),
     /// To [`ControllerRequest::IncrementalAlterConfigs`].
     IncrementalAlterConfigs(IncrementalAlterConfigsResponse),
+    /// To [`ControllerRequest::ElectLeaders`].
+    ElectLeaders(ElectLeadersResponse),
     /// To [`ControllerRequest::AllocateProducerIds`].
     ProducerIds {
         /// First id of the block.
@@ -129,8 +133,8 @@ pub enum ControllerResponse {
         /// Their number.
         partitions: u64,
     },
-    /// To [`ControllerRequest::AlterPartitions`]: `None` for a change that is in effect, else why not, in the order of
-    /// the request.
+    /// To [`ControllerRequest::AlterPartitions`], in the order of the request: `None` for a change that is in effect,
+    /// `NewLeaderElected` where it took effect and leadership has moved with it, else why it did not take effect.
     PartitionsAltered(Vec<ErrorCode>),
     /// To [`ControllerRequest::ApplyTopic`].
     TopicApplied(ApplyTopicResult),

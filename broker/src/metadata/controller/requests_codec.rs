@@ -4,8 +4,8 @@ use bytes::Bytes;
 use millrace_management::ApiError;
 use millrace_protocol::messages::{
     CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
-    DeleteTopicsRequest, DeleteTopicsResponse, IncrementalAlterConfigsRequest,
-    IncrementalAlterConfigsResponse,
+    DeleteTopicsRequest, DeleteTopicsResponse, ElectLeadersRequest, ElectLeadersResponse,
+    IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
 };
 use millrace_protocol::wire::{DecodeError, Decoder, EncodeError, Encoder};
 use millrace_protocol::{ApiKey, ErrorCode, Message};
@@ -47,6 +47,7 @@ impl ControllerRequest {
             Self::IncrementalAlterConfigs(request) => {
                 kafka_request(ApiKey::IncrementalAlterConfigs, request)?
             }
+            Self::ElectLeaders(request) => kafka_request(ApiKey::ElectLeaders, request)?,
             Self::AllocateProducerIds => wire::AllocateProducerIdsRequest::default().into(),
             Self::RegisterBroker(request) => registration_to_wire(request).into(),
             Self::SetFenced { broker_id, broker_epoch, fenced } => wire::SetFencedRequest {
@@ -118,6 +119,9 @@ impl ControllerRequest {
                     Some(ApiKey::IncrementalAlterConfigs) => {
                         Self::IncrementalAlterConfigs(read::<IncrementalAlterConfigsRequest>(body, version)?)
                     }
+                    Some(ApiKey::ElectLeaders) => {
+                        Self::ElectLeaders(read::<ElectLeadersRequest>(body, version)?)
+                    }
                     _ => return Err(RequestError::Unexpected(format!("Kafka API {}", request.api_key))),
                 }
             }
@@ -169,6 +173,7 @@ impl ControllerResponse {
             Self::IncrementalAlterConfigs(response) => {
                 kafka_response(ApiKey::IncrementalAlterConfigs, response)?
             }
+            Self::ElectLeaders(response) => kafka_response(ApiKey::ElectLeaders, response)?,
             Self::ProducerIds { first, count } => {
                 wire::ProducerIdsResponse { first: *first, count: *count, ..Default::default() }.into()
             }
@@ -219,6 +224,9 @@ impl ControllerResponse {
                     }
                     Some(ApiKey::IncrementalAlterConfigs) => {
                         Self::IncrementalAlterConfigs(read::<IncrementalAlterConfigsResponse>(body, version)?)
+                    }
+                    Some(ApiKey::ElectLeaders) => {
+                        Self::ElectLeaders(read::<ElectLeadersResponse>(body, version)?)
                     }
                     _ => return Err(RequestError::Unexpected(format!("Kafka API {}", response.api_key))),
                 }
@@ -303,6 +311,8 @@ fn registration_to_wire(request: &RegisterBroker) -> wire::RegisterBrokerRequest
             .collect(),
         rack: request.rack.as_ref().map(Into::into),
         binary_version: (&request.version).into(),
+        min_insync_replicas: request.min_insync_replicas,
+        lost_unsynced: request.lost_unsynced,
         ..Default::default()
     }
 }
@@ -325,6 +335,8 @@ fn registration_from_wire(request: wire::RegisterBrokerRequest) -> RegisterBroke
             .collect(),
         rack: request.rack.map(Into::into),
         version: request.binary_version.into(),
+        min_insync_replicas: request.min_insync_replicas,
+        lost_unsynced: request.lost_unsynced,
     }
 }
 
@@ -378,6 +390,8 @@ mod tests {
                 endpoints: Vec::new(),
                 rack: Some("r".into()),
                 version: "1".into(),
+                min_insync_replicas: 2,
+                lost_unsynced: false,
             }),
             ControllerRequest::SetFenced { broker_id: 1, broker_epoch: 2, fenced: true },
             ControllerRequest::AlterPartitions {

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::fixtures::{TestSettings, add_topic, broker, counting_uuids, image};
 use super::{ControllerRequest, ControllerResponse, decide};
-use crate::metadata::image::MetadataImage;
+use crate::metadata::image::{BrokerId, MetadataImage};
 
 fn run(image: &mut MetadataImage, request: ControllerRequest) -> (ControllerResponse, usize) {
     run_with(image, request, &TestSettings::default())
@@ -65,15 +65,16 @@ fn codes(response: &CreateTopicsResponse) -> Vec<i16> {
 }
 
 #[test]
-fn a_topic_has_the_partitions_and_replicas_asked_for_and_only_its_leaders_in_sync() {
+fn a_topic_has_the_partitions_and_replicas_asked_for_and_all_in_service_are_in_sync() {
     let mut image = fleet();
     let response = create(&mut image, vec![topic("orders", 12, 3)]);
     assert_eq!((response.topics[0].num_partitions, response.topics[0].replication_factor), (12, 3));
     let topic = image.topic_by_name("orders").expect("just made");
     assert_eq!(topic.topic_id, response.topics[0].topic_id);
-    assert!(
-        topic.partitions.iter().all(|state| state.isr == vec![state.leader] && state.replicas.len() == 3)
-    );
+    for state in &topic.partitions {
+        assert_eq!((state.isr.clone(), state.isr.len()), (state.replica_ids().collect(), 3));
+        assert_eq!(state.leader, state.isr[0]);
+    }
 }
 
 #[test]
@@ -405,4 +406,19 @@ fn the_records_of_an_image_make_the_same_image() {
     }
     (copy.log_index, copy.term) = (image.log_index, image.term);
     assert_eq!(copy, image);
+}
+
+#[test]
+fn replicas_of_brokers_out_of_service_are_not_in_sync_unless_there_are_no_others() {
+    let mut image = image([broker(0).fenced(), broker(1), broker(2).fenced()]);
+    let assigned = |name: &str, broker_ids: Vec<BrokerId>| CreatableTopic {
+        assignments: vec![CreatableReplicaAssignment { broker_ids, ..Default::default() }],
+        ..topic(name, -1, -1)
+    };
+    create(&mut image, vec![assigned("some", vec![0, 1, 2]), assigned("none", vec![2, 0])]);
+    let state = |name: &str| {
+        let state = &image.topic_by_name(name).expect("just made").partitions[0];
+        (state.leader, state.isr.clone())
+    };
+    assert_eq!((state("some"), state("none")), ((1, vec![1]), (-1, vec![2])));
 }

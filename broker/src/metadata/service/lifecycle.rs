@@ -112,6 +112,8 @@ async fn register(shared: &Shared, complaint: &mut Complaint) -> i64 {
             endpoints: shared.options.broker.endpoints.clone(),
             rack: shared.options.broker.rack.clone(),
             version: shared.options.broker.version.clone(),
+            min_insync_replicas: shared.options.broker.min_insync_replicas,
+            lost_unsynced: shared.volume.lost_unsynced(),
         });
         let problem = match shared.ask(request, REGISTER_TIMEOUT).await {
             Ok(answer) => match answer.response {
@@ -134,7 +136,9 @@ async fn register(shared: &Shared, complaint: &mut Complaint) -> i64 {
 async fn registered_as(shared: &Shared, broker_id: BrokerId, broker_epoch: i64) -> Result<(), String> {
     let volume = Arc::clone(&shared.volume);
     // On the volume before anyone relies on it: after a crash the broker must ask for the same id.
-    let stored = tokio::task::spawn_blocking(move || volume.set_broker_id(broker_id)).await;
+    // A loss that was reported is reported once: the image contains the registration.
+    let store = move || volume.set_broker_id(broker_id).and_then(|()| volume.set_loss_reported());
+    let stored = tokio::task::spawn_blocking(store).await;
     match stored {
         Ok(Ok(())) => {}
         Ok(Err(error)) => return Err(error.to_string()),

@@ -13,11 +13,17 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Shared;
-use crate::metadata::controller::{ControllerRequest, ControllerResponse, decide};
+use crate::metadata::controller::{
+    ControllerRequest, ControllerResponse, decide, preferred_leaders_to_elect,
+};
 use crate::metadata::raft::ProposeError;
 
 /// How often the leader looks for silent brokers, and a node whether it leads.
 const TICK: Duration = Duration::from_millis(100);
+
+/// Partitions that get their preferred leader back in one look. Clients of each one ask for metadata anew, so a broker
+/// that was restarted gets its thousands back over some looks.
+const ELECTIONS_PER_LOOK: usize = 500;
 
 /// A request on its way to the controller.
 #[derive(Debug)]
@@ -52,6 +58,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut work: mpsc::Receiver<Work>, can
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut status = shared.node.watch_status();
+    let mut last_look = Instant::now();
     loop {
         let next = tokio::select! {
             biased;
@@ -65,12 +72,12 @@ pub(super) async fn run(shared: Arc<Shared>, mut work: mpsc::Receiver<Work>, can
         tokio::select! {
             biased;
             () = cancel.cancelled() => return,
-            () = step(&shared, next) => {}
+            () = step(&shared, next, &mut last_look) => {}
         }
     }
 }
 
-async fn step(shared: &Shared, work: Option<Work>) {
+async fn step(shared: &Shared, work: Option<Work>, last_look: &mut Instant) {
     match work {
         Some(work) if work.deadline <= Instant::now() => {}
         Some(work) => {
@@ -78,7 +85,14 @@ async fn step(shared: &Shared, work: Option<Work>) {
             // Whoever asked may have given up.
             let _ = work.answer.send(outcome);
         }
-        None => fence_silent_brokers(shared).await,
+        None => {
+            fence_silent_brokers(shared).await;
+            let interval = shared.options.leader_rebalance_interval;
+            if interval.is_some_and(|interval| last_look.elapsed() >= interval) {
+                *last_look = Instant::now();
+                elect_preferred_leaders(shared).await;
+            }
+        }
     }
 }
 
@@ -133,6 +147,20 @@ async fn fence_silent_brokers(shared: &Shared) {
             tracing::warn!(broker_id, ?reason, "cannot take the silent broker out of service");
             return;
         }
+    }
+}
+
+/// Gives leadership back to first assigned replicas that are in sync again.
+async fn elect_preferred_leaders(shared: &Shared) {
+    if take_office(shared).await.is_err() {
+        return;
+    }
+    let Some(request) = preferred_leaders_to_elect(&shared.node.image(), ELECTIONS_PER_LOOK) else { return };
+    let partitions: usize =
+        request.topic_partitions.iter().flatten().map(|topic| topic.partitions.len()).sum();
+    match decide_one(shared, &ControllerRequest::ElectLeaders(request)).await {
+        Ok(_) => tracing::info!(partitions, "preferred leaders lead again"),
+        Err(reason) => tracing::warn!(?reason, "cannot elect preferred leaders"),
     }
 }
 

@@ -45,6 +45,12 @@ impl Settings for Defaults {
     fn unclean_leader_election(&self, _image: &MetadataImage, _topic_id: Uuid) -> bool {
         false
     }
+    fn min_insync_replicas(&self, _image: &MetadataImage, _topic_id: Uuid, _leader: BrokerId) -> usize {
+        1
+    }
+    fn acknowledges_unsynced(&self, _image: &MetadataImage, _topic_id: Uuid) -> bool {
+        false
+    }
 }
 
 /// A broker's metadata part, with its listener.
@@ -92,6 +98,7 @@ impl Broker {
                 heartbeat_interval: Duration::from_millis(100),
             },
             snapshot_every: plan.snapshot_every,
+            leader_rebalance_interval: Some(Duration::from_millis(200)),
             ..MetadataOptions::new(address.clone(), facts, Arc::new(Defaults))
         };
         let service = MetadataService::start(options, volume, FleetClient::new(local, None)).await.unwrap();

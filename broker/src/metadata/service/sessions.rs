@@ -121,6 +121,7 @@ mod tests {
                 fenced,
                 in_controlled_shutdown: false,
                 version: String::new(),
+                min_insync_replicas: 1,
             };
             image.brokers.insert(broker_id, Arc::new(broker));
         }

@@ -35,6 +35,7 @@ fn fleet(members: u64, voters: &[u64]) -> Fleet {
             fenced: false,
             in_controlled_shutdown: false,
             version: String::new(),
+            min_insync_replicas: 1,
         };
         image.brokers.insert(broker_id, Arc::new(broker));
     }

@@ -1,0 +1,227 @@
+//! The next state of a partition: who leads, who is in sync, who is eligible (rule L9, KIP-966). Every change of in-sync
+//! replicas goes through [`next_state`].
+//!
+//! # Who leads
+//! The current leader while it may; else the first assigned replica in the ISR that may; else the first one in the ELR,
+//! which is then in sync alone; else a leader that is stopping, until it stops; else, by setting or on request, any
+//! replica that may (unclean: records are lost); else nobody. A replica may lead when its broker is in service, not
+//! stopping, and on the volume that the replica was assigned to: a broker on another volume has lost what it held.
+//!
+//! # Why a clean election loses nothing
+//! Let *committed* be what lies below the highest high watermark that any leader of the partition ever had.
+//! **Every member of the ISR and of the ELR holds everything committed.** By induction over changes and watermarks:
+//!
+//! 1. A leader moves its high watermark to what every member of the ISR *of one image* holds, and of the ISR that it has
+//!    proposed if it has, and only while that image's ISR has at least the effective `min.insync.replicas` (rule L5). So
+//!    nothing becomes committed that a member of the ISR lacks.
+//! 2. The ELR is empty unless the ISR is smaller than the effective minimum of the leader that acts on it. While it is
+//!    smaller, nothing becomes committed by that leader: what its members hold is enough for as long as they are in it.
+//!    Every change recomputes this with the leader *after* the change: leaders whose configuration files differ have
+//!    different minimums, and each one tells its own when it registers. Nobody acts on a state without leader.
+//! 3. Who leaves the ISR for the ELR was in the ISR until now, so it holds everything committed (1), and nothing more
+//!    becomes committed under the new state (2). A leader that has not heard of the change yet still asks that very
+//!    replica before it moves its watermark, as it was in the ISR of the image that this leader acts on; one that acts
+//!    on an even older image asks a larger ISR yet, or is below its minimum.
+//! 4. Who joins the ISR was proposed by the leader in its current epoch, and counted for the watermark from before the
+//!    proposal on (1). It has reached the watermark and the beginning of the epoch (rule L7), so it holds all that the
+//!    leader held when it was elected, and all that was committed since. Partition epochs make sure that nothing has
+//!    changed in between, broker epochs that it is still the same process on the same volume.
+//! 5. A lower minimum may end (2): then the same log entry empties the ELRs that it ends, and leaders see both at once.
+//!    A higher one never fills an ELR by itself.
+//! 6. Members whose volume was lost, or whose machine went down before everything that they had acknowledged was synced,
+//!    hold nothing for certain and leave both sets with the registration that tells of it, before their broker is in
+//!    service again.
+//!
+//! An election from the ISR or the ELR therefore finds everything committed. The new leader's ISR is a subset of both,
+//! or one member of the ELR; the members left behind are those of (3). The other members of the old ISR follow by (3)
+//! as well: the ELR was not empty, so the new ISR of one is below the minimum again, or the ELR is emptied by (2).
+//!
+//! The ISR is never empty. The last member stays whatever becomes of it, as nobody has more: fenced, it leads again when
+//! it is back; on a lost volume, the partition is offline until an unclean election. Only where the ELR has an intact
+//! member does a last one that has lost its records make room for it.
+//!
+//! # Volumes
+//! A replica in the ISR or in the ELR keeps the volume that it was assigned to. Any other one takes the volume that its
+//! broker is registered with: it has nothing that counts, and catches up from whatever it has.
+
+use uuid::Uuid;
+
+use super::Settings;
+use crate::metadata::image::{BrokerId, BrokerImage, MetadataImage, NO_LEADER, PartitionImage, Replica};
+
+/// Which leader is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Election {
+    /// The current one if it may lead.
+    Usual,
+    /// The first assigned replica if it may lead and is in sync.
+    Preferred,
+    /// Any that may lead, rather than none.
+    Unclean,
+}
+
+/// What the next state of a partition depends on besides its present one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Situation<'a> {
+    pub(super) image: &'a MetadataImage,
+    pub(super) settings: &'a dyn Settings,
+    pub(super) topic_id: Uuid,
+    pub(super) election: Election,
+    /// Broker that may have lost records of this topic that it had acknowledged.
+    pub(super) forgetful: Option<BrokerId>,
+}
+
+impl<'a> Situation<'a> {
+    /// Nothing but the image decides.
+    pub(super) fn usual(image: &'a MetadataImage, settings: &'a dyn Settings, topic_id: Uuid) -> Self {
+        Self { image, settings, topic_id, election: Election::Usual, forgetful: None }
+    }
+
+    fn broker(&self, broker_id: BrokerId) -> Option<&'a BrokerImage> {
+        self.image.brokers.get(&broker_id).map(AsRef::as_ref)
+    }
+
+    fn may_lead(&self, broker_id: BrokerId) -> bool {
+        self.broker(broker_id).is_some_and(BrokerImage::may_lead)
+    }
+
+    /// Whether the replica has what it once had.
+    fn is_intact(&self, state: &PartitionImage, broker_id: BrokerId) -> bool {
+        let holds = |replica: &Replica| {
+            self.broker(broker_id).is_some_and(|broker| broker.volume_uuid == replica.volume_uuid)
+        };
+        self.forgetful != Some(broker_id)
+            && state.replicas.iter().find(|replica| replica.broker_id == broker_id).is_some_and(holds)
+    }
+
+    fn may_lead_cleanly(&self, state: &PartitionImage, broker_id: BrokerId) -> bool {
+        self.may_lead(broker_id) && self.is_intact(state, broker_id)
+    }
+
+    /// Effective `min.insync.replicas` while `leader` leads; without a leader nothing is written, as with too few.
+    fn min_in_sync(&self, state: &PartitionImage, leader: BrokerId) -> usize {
+        if leader == NO_LEADER {
+            return state.replicas.len();
+        }
+        let configured = self.settings.min_insync_replicas(self.image, self.topic_id, leader);
+        configured.min(state.replicas.len())
+    }
+}
+
+/// Whether a replica that is not in sync may become so: rule L7, as far as the controller knows.
+pub(super) fn may_join(image: &MetadataImage, replica: &Replica, broker_epoch: i64) -> bool {
+    image.brokers.get(&replica.broker_id).is_some_and(|broker| {
+        broker.may_lead() && broker.broker_epoch == broker_epoch && broker.volume_uuid == replica.volume_uuid
+    })
+}
+
+/// State of the partition once these are its in-sync replicas as far as they can be; `None` if it stays as it is.
+///
+/// Replicas that are in sync already keep their order.
+pub(super) fn next_state(
+    situation: &Situation<'_>,
+    state: &PartitionImage,
+    wanted_isr: &[BrokerId],
+) -> Option<PartitionImage> {
+    let elected = elect(situation, state, wanted_isr);
+    let elr = eligible(situation, state, &elected);
+    let replicas: Vec<Replica> = state
+        .replicas
+        .iter()
+        .map(|replica| {
+            let counts = elected.isr.contains(&replica.broker_id) || elr.contains(&replica.broker_id);
+            match situation.broker(replica.broker_id) {
+                Some(broker) if !counts || elected.unclean => {
+                    Replica { volume_uuid: broker.volume_uuid, ..*replica }
+                }
+                _ => *replica,
+            }
+        })
+        .collect();
+    let leader_changes = elected.leader != state.leader;
+    let changes =
+        leader_changes || elected.isr != state.isr || elr != state.elr || replicas != state.replicas;
+    changes.then(|| PartitionImage {
+        replicas,
+        isr: elected.isr,
+        elr,
+        leader: elected.leader,
+        leader_epoch: state.leader_epoch + i32::from(leader_changes),
+        partition_epoch: state.partition_epoch + 1,
+    })
+}
+
+struct Elected {
+    leader: BrokerId,
+    isr: Vec<BrokerId>,
+    unclean: bool,
+}
+
+fn elect(situation: &Situation<'_>, state: &PartitionImage, wanted_isr: &[BrokerId]) -> Elected {
+    let clean = |leader, isr| Elected { leader, isr, unclean: false };
+    let able: Vec<BrokerId> =
+        wanted_isr.iter().copied().filter(|id| situation.may_lead_cleanly(state, *id)).collect();
+    if let Some(first) = state.replica_ids().find(|id| able.contains(id)) {
+        let preferred = state.replica_ids().next().filter(|id| able.contains(id));
+        let wanted = match situation.election {
+            Election::Preferred => preferred,
+            Election::Usual | Election::Unclean => None,
+        };
+        let current = Some(state.leader).filter(|leader| able.contains(leader));
+        return clean(wanted.or(current).unwrap_or(first), able);
+    }
+    let mut eligible = state.replica_ids().filter(|id| state.elr.contains(id));
+    if let Some(leader) = eligible.find(|id| situation.may_lead_cleanly(state, *id)) {
+        return clean(leader, vec![leader]);
+    }
+    let last = last_in_sync(situation, state, wanted_isr);
+    // A broker that is stopping leads on until another can: a planned stop is no reason for an outage before it.
+    let in_service = situation.broker(state.leader).is_some_and(|broker| !broker.fenced);
+    if in_service && last.contains(&state.leader) && situation.is_intact(state, state.leader) {
+        return clean(state.leader, last);
+    }
+    let allowed = || {
+        situation.election == Election::Unclean
+            || situation.settings.unclean_leader_election(situation.image, situation.topic_id)
+    };
+    let mut candidates: Vec<BrokerId> = state.replica_ids().filter(|id| situation.may_lead(*id)).collect();
+    candidates.sort_by_key(|id| !situation.is_intact(state, *id));
+    match candidates.first() {
+        Some(leader) if allowed() => Elected { leader: *leader, isr: vec![*leader], unclean: true },
+        _ => clean(NO_LEADER, last),
+    }
+}
+
+/// In-sync replicas that stay when none of them may lead: those that have their records, or else an eligible one that
+/// has, or else all.
+fn last_in_sync(situation: &Situation<'_>, state: &PartitionImage, wanted_isr: &[BrokerId]) -> Vec<BrokerId> {
+    let intact: Vec<BrokerId> =
+        wanted_isr.iter().copied().filter(|id| situation.is_intact(state, *id)).collect();
+    if !intact.is_empty() {
+        return intact;
+    }
+    let mut eligible = state.replica_ids().filter(|id| state.elr.contains(id));
+    match eligible.find(|id| situation.is_intact(state, *id)) {
+        Some(eligible) => vec![eligible],
+        None => wanted_isr.to_vec(),
+    }
+}
+
+/// Rule L9: with fewer in-sync replicas than the minimum, those that were eligible stay so, and leavers become so.
+fn eligible(situation: &Situation<'_>, state: &PartitionImage, elected: &Elected) -> Vec<BrokerId> {
+    if elected.unclean {
+        return Vec::new();
+    }
+    let candidates = state.elr.iter().chain(&state.isr).copied();
+    let eligible: Vec<BrokerId> =
+        candidates.filter(|id| !elected.isr.contains(id) && situation.is_intact(state, *id)).collect();
+    // Asked last: it reads configuration, and most changes have nobody to ask for.
+    if eligible.is_empty() || elected.isr.len() >= situation.min_in_sync(state, elected.leader) {
+        return Vec::new();
+    }
+    eligible
+}
+
+#[cfg(test)]
+#[path = "partition_state_test.rs"]
+mod tests;
