@@ -148,6 +148,7 @@ impl Fleet {
                 fenced: false,
                 in_controlled_shutdown: false,
                 version: String::new(),
+                min_insync_replicas: 1,
             };
             image.brokers.insert(broker_id, Arc::new(broker));
         }
