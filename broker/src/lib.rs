@@ -8,7 +8,7 @@
 //! | [`server`] | client listeners, connections, framing, dispatch, start and stop |
 //! | [`management`] | the HTTP routes that the operator uses |
 //! | [`api`] | one file per Kafka API: request in, answer out |
-//! | [`replication`] | partitions led here: validation, high watermark, waiting produce and fetch requests |
+//! | [`replication`] | partitions led or followed here: validation, followers, high watermark, waiting requests |
 //! | [`metadata`] | the image, the controller's decisions, the Raft group |
 //! | [`fleet`] | the internal listener and calls between brokers |
 //! | [`storage`] | logs on disk |

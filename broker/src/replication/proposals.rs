@@ -68,8 +68,10 @@ pub(super) async fn send(inner: Arc<Inner>) {
         };
         match outcome {
             Ok(errors) => {
-                for (change, error) in changes.iter().zip(errors) {
-                    take_answer(&inner, change, error);
+                let answers = changes.iter().zip(errors);
+                let changed = answers.filter(|(change, error)| take_answer(&inner, change, *error)).count();
+                if changed > 0 {
+                    tracing::info!(partitions = changed, "in-sync replicas changed");
                 }
             }
             Err(reason) => {
@@ -88,15 +90,16 @@ fn change_of(inner: &Inner, id: TopicIdPartition) -> Option<IsrChange> {
     Some(IsrChange { partition: id, leader_epoch, partition_epoch, isr: proposal.isr })
 }
 
-fn take_answer(inner: &Inner, change: &IsrChange, error: ErrorCode) {
+/// Whether the change is in effect.
+fn take_answer(inner: &Inner, change: &IsrChange, error: ErrorCode) -> bool {
     let id = change.partition;
     let isr: Vec<_> = change.isr.iter().map(|(broker_id, _)| *broker_id).collect();
+    tracing::debug!(topic_id = %id.topic_id, partition = id.partition, ?isr, ?error, "change of in-sync replicas");
     if error.is_none() {
-        tracing::info!(topic_id = %id.topic_id, partition = id.partition, ?isr, "in-sync replicas changed");
-        return;
+        return true;
     }
-    tracing::debug!(topic_id = %id.topic_id, partition = id.partition, ?isr, ?error, "in-sync replicas refused");
     if let Some(partition) = inner.online_partition(id) {
         partition.watermark().leadership(|leadership| leadership.refused(change.partition_epoch));
     }
+    false
 }

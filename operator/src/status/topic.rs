@@ -80,10 +80,10 @@ fn set_replicated(conditions: &mut Conditions, view: &TopicView) {
         (Truth::True, Cause::new("InSync", format!("all {replicas} replicas of every partition are in sync")))
     } else {
         let message = format!(
-            "{missing} of {partitions} partitions have fewer than {replicas} replicas in sync: replication between \
-             brokers is not active yet, so each partition lives on its leader alone"
+            "{missing} of {partitions} partitions have fewer than {replicas} replicas in sync: a broker is away, or its \
+             replicas are still catching up with their leaders"
         );
-        (Truth::False, Cause::new("ReplicationNotActive", message))
+        (Truth::False, Cause::new("UnderReplicated", message))
     };
     conditions.set(condition::REPLICATED, truth, cause);
 }
@@ -120,11 +120,11 @@ mod tests {
     }
 
     #[test]
-    fn an_applied_topic_shows_its_live_facts_and_honest_replication() {
+    fn an_applied_topic_shows_its_live_facts_and_what_is_missing() {
         let status = after(&TopicStatus::default(), &Outcome::Applied(view()), 1);
         assert_eq!((status.partitions, status.replicas), (Some(12), Some(3)));
         assert_eq!(condition(&status, "Ready"), ("True", "Applied"));
-        assert_eq!(condition(&status, "Replicated"), ("False", "ReplicationNotActive"));
+        assert_eq!(condition(&status, "Replicated"), ("False", "UnderReplicated"));
     }
 
     #[test]
