@@ -8,10 +8,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use millrace_protocol::frame::{self, RequestFrame};
 use millrace_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+use millrace_protocol::messages::offset_for_leader_epoch_request::{
+    OffsetForLeaderPartition, OffsetForLeaderTopic,
+};
 use millrace_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use millrace_protocol::messages::{
     ApiVersionsRequest, ApiVersionsResponse, FetchRequest, FetchResponse, ListOffsetsRequest,
-    MetadataRequest, ProduceRequest, ProduceResponse, visit_requests,
+    MetadataRequest, OffsetForLeaderEpochRequest, ProduceRequest, ProduceResponse, visit_requests,
 };
 use millrace_protocol::records::{BatchBuilder, Compression, NewRecord};
 use millrace_protocol::{ApiKey, Decoder, Message, Request, RequestVisitor};
@@ -252,6 +255,27 @@ async fn what_was_produced_is_fetched_and_its_error_codes_are_counted() {
     );
     let counted = "response_errors_total{api=\"Produce\",error=\"UNKNOWN_TOPIC_OR_PARTITION\"} 1";
     assert!(broker.api.inner.metrics.text().contains(counted));
+    broker.replicas.shutdown().await;
+}
+
+#[tokio::test]
+async fn l2_the_end_of_the_latest_epoch_is_the_end_of_the_log() {
+    let mut broker = Broker::start().await;
+    broker.ask(9, &produce(-1, "a")).await;
+    let mut ask = async |current_leader_epoch, leader_epoch| {
+        let partition = OffsetForLeaderPartition { current_leader_epoch, leader_epoch, ..Default::default() };
+        let topic =
+            OffsetForLeaderTopic { topic: "a".into(), partitions: vec![partition], ..Default::default() };
+        let request =
+            OffsetForLeaderEpochRequest { replica_id: -1, topics: vec![topic], ..Default::default() };
+        let end = broker.ask(4, &request).await.topics[0].partitions[0].clone();
+        (end.error_code, end.leader_epoch, end.end_offset)
+    };
+    assert_eq!(ask(5, 5).await, (0, 5, 1));
+    assert_eq!(ask(-1, 6).await, (0, -1, -1), "above all");
+    assert_eq!(ask(-1, 3).await, (0, 3, 0), "below all");
+    assert_eq!(ask(4, 5).await, (74, -1, -1));
+    assert_eq!(ask(6, 5).await, (75, -1, -1));
     broker.replicas.shutdown().await;
 }
 

@@ -28,6 +28,13 @@ impl ControllerSettings {
     fn dynamic<T: std::str::FromStr>(image: &MetadataImage, key: &str) -> Option<T> {
         image.broker_configs.get(&None)?.get(key)?.parse().ok()
     }
+
+    /// Value that applies to a topic, of a single key: a fence may ask for thousands of topics.
+    fn of_topic(&self, image: &MetadataImage, topic_id: Uuid, key: &str) -> Option<String> {
+        let (topic, definition) = (image.topics.get(&topic_id)?, registry::topic_key(key)?);
+        let dynamic = DynamicConfig::cluster_wide(&image.broker_configs);
+        Some(topic::effective(definition, &topic.config, dynamic, &self.config))
+    }
 }
 
 impl Settings for ControllerSettings {
@@ -66,9 +73,7 @@ impl Settings for ControllerSettings {
     }
 
     fn unclean_leader_election(&self, image: &MetadataImage, topic_id: Uuid) -> bool {
-        let Some(topic) = image.topics.get(&topic_id) else { return false };
-        let dynamic = DynamicConfig::cluster_wide(&image.broker_configs);
-        topic::resolve(&topic.config, dynamic, &self.config).unclean_leader_election
+        self.of_topic(image, topic_id, "unclean.leader.election.enable").as_deref() == Some("true")
     }
 
     fn min_insync_replicas(&self, image: &MetadataImage, topic_id: Uuid, leader: BrokerId) -> usize {
@@ -85,10 +90,7 @@ impl Settings for ControllerSettings {
     }
 
     fn acknowledges_unsynced(&self, image: &MetadataImage, topic_id: Uuid) -> bool {
-        let Some(topic) = image.topics.get(&topic_id) else { return false };
-        let dynamic = DynamicConfig::cluster_wide(&image.broker_configs);
-        let durability = topic::resolve(&topic.config, dynamic, &self.config).durability;
-        durability == topic::Durability::Written
+        self.of_topic(image, topic_id, "log.durability").as_deref() == Some("written")
     }
 }
 
@@ -124,5 +126,77 @@ pub fn topic_settings(config: &BrokerConfig, image: &MetadataImage, topic: &Topi
         timestamp_before_max_ms: resolved.timestamp_before_max_ms,
         timestamp_after_max_ms: resolved.timestamp_after_max_ms,
         min_insync_replicas: resolved.min_insync_replicas,
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::metadata::records::{ConfigTarget, Record, Registration};
+
+    const TOPIC: Uuid = Uuid::from_u128(5);
+
+    /// A topic, and broker 3, whose file says two.
+    fn image() -> MetadataImage {
+        let mut image = MetadataImage::empty(Uuid::from_u128(1));
+        let registration = Registration {
+            broker_id: 3,
+            volume_uuid: Uuid::from_u128(2),
+            raft_node_id: 2,
+            address: String::new(),
+            endpoints: Vec::new(),
+            rack: None,
+            version: String::new(),
+            min_insync_replicas: 2,
+        };
+        let records =
+            [Record::RegisterBroker(registration), Record::Topic { topic_id: TOPIC, name: "t".to_owned() }];
+        records.iter().for_each(|record| image.apply(record, 1).unwrap());
+        image
+    }
+
+    fn settings(lines: &[&str]) -> ControllerSettings {
+        let lines: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
+        ControllerSettings::new(Arc::new(BrokerConfig::dev_with(Path::new("/d"), 1, &lines).unwrap()))
+    }
+
+    fn set(image: &mut MetadataImage, target: ConfigTarget, key: &str, value: &str) {
+        let (key, value) = (key.to_owned(), Some(value.to_owned()));
+        image.apply(&Record::Config { target, key, value }, 2).unwrap();
+    }
+
+    #[test]
+    fn the_minimum_in_sync_is_the_topics_then_the_clusters_then_that_of_the_leaders_file() {
+        let (mut image, settings) = (image(), settings(&["min.insync.replicas=4"]));
+        let minimum = |image: &MetadataImage, leader| settings.min_insync_replicas(image, TOPIC, leader);
+        assert_eq!((minimum(&image, 3), minimum(&image, 9)), (2, 4));
+        set(&mut image, ConfigTarget::Broker(None), "min.insync.replicas", "3");
+        assert_eq!(minimum(&image, 3), 3);
+        set(&mut image, ConfigTarget::Topic(TOPIC), "min.insync.replicas", "1");
+        assert_eq!(minimum(&image, 3), 1);
+        assert_eq!(topic_settings(&settings.config, &image, &image.topics[&TOPIC]).min_insync_replicas, 1);
+    }
+
+    #[test]
+    fn unclean_election_and_durability_come_from_the_topic_then_the_cluster_then_the_file() {
+        let keys =
+            [("unclean.leader.election.enable", "true", "false"), ("log.durability", "written", "fsync")];
+        for (key, on, off) in keys {
+            let is_on = |image: &MetadataImage, settings: &ControllerSettings| match key {
+                "log.durability" => settings.acknowledges_unsynced(image, TOPIC),
+                _ => settings.unclean_leader_election(image, TOPIC),
+            };
+            let mut image = image();
+            assert!(!is_on(&image, &settings(&[])), "{key}");
+            let file = settings(&[&format!("{key}={on}")]);
+            assert!(is_on(&image, &file), "{key}");
+            set(&mut image, ConfigTarget::Broker(None), key, off);
+            assert!(!is_on(&image, &file), "{key}");
+            set(&mut image, ConfigTarget::Topic(TOPIC), key, on);
+            assert!(is_on(&image, &file), "{key}");
+        }
     }
 }

@@ -5,13 +5,24 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::run::{from_make, succeed};
-use crate::support::{Broker, Fleet, FleetPlan};
+use crate::support::{Broker, Fleet, FleetPlan, until};
 
 fn tool(class: &str, arguments: &[&str], input: &str) -> String {
     let libraries = format!("{}/*", from_make("MILLRACE_KAFKA_LIBS"));
     let mut command = Command::new("timeout");
     command.args(["120", "java", "-XX:TieredStopAtLevel=1", "-cp", &libraries, class]).args(arguments);
     succeed(&mut command, input)
+}
+
+/// What a tool says, on both of its outputs; an error if it fails.
+fn outcome(class: &str, arguments: &[&str]) -> Result<String, String> {
+    let libraries = format!("{}/*", from_make("MILLRACE_KAFKA_LIBS"));
+    let mut command = Command::new("timeout");
+    command.args(["120", "java", "-XX:TieredStopAtLevel=1", "-cp", &libraries, class]).args(arguments);
+    let output = command.output().expect("java can be run");
+    let said =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    if output.status.success() { Ok(said) } else { Err(said) }
 }
 
 fn round_trip(bootstrap: &str, replicas: &str) {
@@ -129,4 +140,54 @@ fn the_quorum_tool_shows_who_votes_and_how_far_everyone_is() {
         replication.lines().skip(1).filter_map(|line| line.split_whitespace().last()).collect();
     let count = |role: &str| roles.iter().filter(|other| **other == role).count();
     assert_eq!((count("Leader"), count("Follower"), count("Observer")), (1, 2, 1), "{replication}");
+}
+
+#[test]
+fn the_leader_election_tool_elects_on_request() {
+    let fleet_plan = FleetPlan {
+        first_voters: 3,
+        settings: vec!["auto.leader.rebalance.enable=false", "metadata.quorum.voters.count=3"],
+        ..FleetPlan::of(5)
+    };
+    let mut fleet = Fleet::start_as(fleet_plan);
+    let address = fleet.address(0);
+    let topics = |more: &[&str]| {
+        let arguments = [&["--bootstrap-server", &address][..], more].concat();
+        tool("org.apache.kafka.tools.TopicCommand", &arguments, "")
+    };
+    topics(&["--create", "--topic", "elect", "--replica-assignment", "3:4,4:0"]);
+    let leader_is = |partition: &str, leader: &str| {
+        until("the leader to be the one that is expected", || {
+            let described = topics(&["--describe", "--topic", "elect"]);
+            let line = described.lines().find(|line| line.contains(&format!("Partition: {partition}")))?;
+            line.contains(&format!("Leader: {leader}")).then_some(())
+        });
+    };
+    let elect = |more: &[&str]| -> Result<String, String> {
+        let class = "org.apache.kafka.tools.LeaderElectionCommand";
+        outcome(class, &[&["--bootstrap-server", &address][..], more].concat())
+    };
+    let of_type = |election: &'static str, partition: &'static str| {
+        elect(&["--election-type", election, "--topic", "elect", "--partition", partition])
+    };
+    let elected = elect(&["--election-type", "PREFERRED", "--all-topic-partitions"]);
+    assert!(elected.is_ok(), "{elected:?}");
+    let elected = of_type("PREFERRED", "0").unwrap();
+    assert!(elected.contains("Valid replica already elected"), "{elected}");
+
+    fleet.kill(4);
+    leader_is("1", "0");
+    let refused = of_type("PREFERRED", "1").unwrap_err();
+    assert!(refused.contains("PreferredLeaderNotAvailableException"), "{refused}");
+    // Broker 3 is in sync alone when it is killed, so nobody leads before somebody says that records may be lost.
+    fleet.kill(3);
+    leader_is("0", "none");
+    let refused = of_type("UNCLEAN", "0").unwrap_err();
+    assert!(refused.contains("EligibleLeadersNotAvailableException"), "{refused}");
+    fleet.restart(4);
+    fleet.wait_until_in_service();
+    leader_is("0", "none");
+    let elected = of_type("UNCLEAN", "0").unwrap();
+    assert!(elected.contains("Successfully completed leader election (UNCLEAN)"), "{elected}");
+    leader_is("0", "4");
 }
