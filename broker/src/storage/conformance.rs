@@ -36,6 +36,7 @@ macro_rules! conformance_tests {
             reads_from_disk_equal_reads_from_memory,
             only_offsets_outside_of_the_log_are_out_of_range_f3,
             a_batch_does_not_go_below_the_log_end_and_may_leave_a_gap,
+            a_batch_larger_than_what_is_asked_for_is_not_skipped,
             a_log_begins_anew_at_any_offset_and_that_lasts,
             everything_durable_is_there_after_a_restart,
             derived_state_comes_back_from_the_checkpoint,
@@ -293,6 +294,22 @@ pub(crate) fn a_batch_does_not_go_below_the_log_end_and_may_leave_a_gap(volume: 
     assert_eq!(log.log.ends().log_end, 13);
     assert_eq!(log.log.truncate(11).expect("a cut").log_end, 9, "no end in a gap");
     assert_eq!(bases(&log.read_all(0)), [0, 3, 6]);
+}
+
+pub(crate) fn a_batch_larger_than_what_is_asked_for_is_not_skipped(volume: &dyn Volume) {
+    let store = volume.open();
+    let log = open(&store, kept_for_ever());
+    log.append(&[batch(1, &[7; 5000])], 1);
+    store.close();
+    // On disk only, and behind it one that is in memory.
+    let log = open(&volume.open(), kept_for_ever());
+    log.append(&[batch(1, b"small")], 1);
+    let read = |max_bytes, at_least_one| {
+        let range = ReadRange { offset: 0, until: i64::MAX, max_bytes, at_least_one };
+        WholeBatches::new(&log.bytes(range)).map(|(_, header)| header.base_offset).collect::<Vec<_>>()
+    };
+    assert_eq!(read(1000, false), [0; 0], "what does not fit is left for the next read");
+    assert_eq!(read(1000, true), [0]);
 }
 
 pub(crate) fn a_log_begins_anew_at_any_offset_and_that_lasts(volume: &dyn Volume) {

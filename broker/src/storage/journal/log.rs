@@ -260,7 +260,8 @@ impl JournalLog {
         StorageError::Damaged { path, position, problem }
     }
 
-    fn read_cold(&self, range: ReadRange) -> Result<RecordBytes, StorageError> {
+    /// What the index knows of a range, and whether it knows anything in it, however large.
+    fn read_cold(&self, range: ReadRange) -> Result<(RecordBytes, bool), StorageError> {
         let mut left = ReadRange { max_bytes: range.max_bytes.min(MAX_COLD_READ), ..range };
         let mut runs = Vec::new();
         let mut planned = 0;
@@ -287,7 +288,7 @@ impl JournalLog {
                 break;
             }
         }
-        Ok(parts.into())
+        Ok((parts.into(), !runs.is_empty()))
     }
 
     /// The first batch of a run that `matches`.
@@ -385,12 +386,13 @@ impl PartitionLog for JournalLog {
             let Some(bounded) = state.bounded(range)? else { return Ok(RecordBytes::new()) };
             (bounded, state.tail.front().map(|chunk| chunk.run.base_offset))
         };
-        let bytes = self.read_cold(bounded)?;
-        // A gap before what was in memory only: nothing below that is missing in the index.
-        if let Some(offset) = in_memory.filter(|offset| bytes.is_empty() && *offset < bounded.until) {
+        let (bytes, found) = self.read_cold(bounded)?;
+        // A gap before what was in memory only: nothing below that is missing in the index. Nothing in `bytes` is no
+        // proof of a gap, as the first batch may be larger than what was asked for.
+        if let Some(offset) = in_memory.filter(|offset| !found && *offset < bounded.until) {
             let rest = ReadRange { offset, ..bounded };
             let in_memory = self.state.lock().read_tail(rest);
-            return in_memory.map_or_else(|| self.read_cold(rest), Ok);
+            return in_memory.map_or_else(|| self.read_cold(rest).map(|(bytes, _)| bytes), Ok);
         }
         if bytes.is_empty() && bounded.at_least_one {
             // Retention may have taken it while it was being read: then the offset is out of range now.
