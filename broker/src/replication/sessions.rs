@@ -148,6 +148,8 @@ enum Finding {
     Loud(FetchedReplica),
     /// The disk is needed.
     Cold,
+    /// There is something, and no room for it beside what the answer holds.
+    DoesNotFit,
 }
 
 impl FollowerSessions {
@@ -308,6 +310,11 @@ impl Session {
             };
             match finding {
                 Finding::Nothing | Finding::Cold => {}
+                Finding::DoesNotFit => {
+                    self.signal
+                        .put_back(std::iter::once(id).chain(marked.by_ref()).collect::<Vec<_>>().into_iter());
+                    break;
+                }
                 Finding::Quiet(found) => answer.push(found),
                 Finding::Loud(found) => {
                     left = left.saturating_sub(found.records.len());
@@ -378,7 +385,9 @@ fn find(
         let range = ReadRange { offset: followed.offset, until: durable_end, max_bytes, at_least_one };
         return match partition.read(range, memory_only) {
             Ok(None) => Finding::Cold,
-            Ok(Some(records)) if records.is_empty() => Finding::Nothing,
+            // Retention may have taken what a whole answer has room for.
+            Ok(Some(records)) if records.is_empty() && at_least_one => Finding::Nothing,
+            Ok(Some(records)) if records.is_empty() => Finding::DoesNotFit,
             Ok(Some(records)) => Finding::Loud(FetchedReplica { records, ..fetched }),
             Err(error) => refuse(error),
         };
