@@ -148,19 +148,18 @@ impl Volume {
                 expected: kafka_uuid::format(cluster_id),
             });
         }
-        let boot_id = last_run::boot_id();
-        let run = if formatted {
-            LastRun::following(LastRun::read(directory).as_ref(), boot_id)
-        } else {
-            LastRun::first(boot_id)
-        };
+        let (boot_id, last) = (last_run::boot_id(), LastRun::read(directory));
+        let run =
+            if formatted { LastRun::following(last.as_ref(), boot_id) } else { LastRun::first(boot_id) };
         if run.lost_unsynced {
             tracing::warn!(
                 path = %directory.display(),
                 "the machine went down while a broker ran on this volume; what was not synced may be lost"
             );
         }
-        run.write(directory).map_err(|source| cannot_write(directory, source))?;
+        if last.as_ref() != Some(&run) {
+            run.write(directory).map_err(|source| cannot_write(directory, source))?;
+        }
         Ok(Self {
             path: directory.to_owned(),
             cluster_id,

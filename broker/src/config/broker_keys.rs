@@ -139,6 +139,10 @@ pub(super) const REFUSED_KEYS: &[(&str, &str)] = &[
         "controller.quorum.voters",
         "use controller.quorum.bootstrap.servers; who votes is recorded in the quorum itself",
     ),
+    (
+        "leader.imbalance.per.broker.percentage",
+        "preferred leaders come back whatever their share, see auto.leader.rebalance.enable",
+    ),
     ("log.dir", "use log.dirs, with one directory"),
     ("metadata.log.dir", "metadata lives on the data volume, see log.dirs"),
     ("num.io.threads", "threads follow the number of processors"),
