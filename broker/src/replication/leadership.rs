@@ -60,7 +60,8 @@ pub(super) struct Leadership {
     assignment: LeaderAssignment,
     /// Log end when the epoch began here.
     epoch_start: i64,
-    proposed: Option<Vec<BrokerId>>,
+    /// The change under way, with the registrations that it was found right for.
+    proposed: Option<Vec<(BrokerId, i64)>>,
     followers: Vec<Follower>,
 }
 
@@ -193,7 +194,7 @@ impl Leadership {
         for follower in &self.followers {
             let broker_id = follower.member.broker_id;
             let counts = self.assignment.isr.contains(&broker_id)
-                || self.proposed.as_ref().is_some_and(|isr| isr.contains(&broker_id))
+                || self.proposed.iter().flatten().any(|(proposed, _)| *proposed == broker_id)
                 || (follower.is_eligible()
                     && follower.durable_end.is_some()
                     && follower.is_caught_up(leader_end, now, lag));
@@ -241,25 +242,23 @@ impl Leadership {
         if self.proposed.is_some() {
             return None;
         }
-        self.proposed = Some(isr);
+        let members = std::iter::once(&self.assignment.own).chain(self.followers.iter().map(|it| &it.member));
+        let members = members.filter(|member| isr.contains(&member.broker_id));
+        self.proposed = Some(members.map(|member| (member.broker_id, member.broker_epoch)).collect());
         self.proposal()
     }
 
-    /// The change under way.
+    /// The change under way, the same however often it is asked for: a follower that has registered again since has to
+    /// be judged again.
     pub(super) fn proposal(&self) -> Option<Proposal> {
-        let isr = self.proposed.as_ref()?;
-        let members = std::iter::once(&self.assignment.own).chain(self.followers.iter().map(|it| &it.member));
         Some(Proposal {
             leader_epoch: self.assignment.leader_epoch,
             partition_epoch: self.assignment.partition_epoch,
-            isr: members
-                .filter(|member| isr.contains(&member.broker_id))
-                .map(|member| (member.broker_id, member.broker_epoch))
-                .collect(),
+            isr: self.proposed.clone()?,
         })
     }
 
-    /// The controller has refused the change for good: it never takes effect.
+    /// The controller has refused the change for good: it never took effect and never will.
     pub(super) fn refused(&mut self, partition_epoch: i32) {
         if self.assignment.partition_epoch == partition_epoch {
             self.proposed = None;

@@ -131,6 +131,16 @@ fn l7_a_follower_of_an_earlier_registration_or_out_of_service_does_not_join() {
 }
 
 #[test]
+fn l7_a_follower_that_registers_again_is_not_proposed_for_what_it_had_before() {
+    let (mut leads, now) = leads_from(0, &[1]);
+    leads.fetched(2, 12, 30, 30, now);
+    let first = leads.propose_expansion(30).expect("it has what it needs");
+    let again = Member { broker_epoch: 99, ..member(2) };
+    leads.update(LeaderAssignment { followers: vec![again, member(3)], ..assignment(&[1]) });
+    assert_eq!(leads.proposal(), Some(first));
+}
+
+#[test]
 fn l7_one_change_is_under_way_at_a_time() {
     let (mut leads, now) = leads_from(0, &[1]);
     leads.fetched(2, 12, 30, 30, now);

@@ -68,10 +68,21 @@ pub(super) async fn send(inner: Arc<Inner>) {
         };
         match outcome {
             Ok(errors) => {
-                let answers = changes.iter().zip(errors);
-                let changed = answers.filter(|(change, error)| take_answer(&inner, change, *error)).count();
+                let (mut changed, mut again) = (0, Vec::new());
+                for (change, error) in changes.iter().zip(errors) {
+                    match take_answer(&inner, change, error) {
+                        Answer::InEffect => changed += 1,
+                        Answer::Refused => {}
+                        Answer::Unclear => again.push(change.partition),
+                    }
+                }
                 if changed > 0 {
                     tracing::info!(partitions = changed, "in-sync replicas changed");
+                }
+                if !again.is_empty() {
+                    // Mostly the image is old, and the next one ends the change.
+                    tokio::time::sleep(RETRY).await;
+                    again.into_iter().for_each(|id| inner.proposals.add(id));
                 }
             }
             Err(reason) => {
@@ -90,16 +101,28 @@ fn change_of(inner: &Inner, id: TopicIdPartition) -> Option<IsrChange> {
     Some(IsrChange { partition: id, leader_epoch, partition_epoch, isr: proposal.isr })
 }
 
-/// Whether the change is in effect.
-fn take_answer(inner: &Inner, change: &IsrChange, error: ErrorCode) -> bool {
+/// What is known of a change after the controller has answered.
+enum Answer {
+    InEffect,
+    /// It never took effect and never will.
+    Refused,
+    /// It may have taken effect when it was sent before, and the answer was lost: it goes on counting for the high
+    /// watermark until the image shows another state.
+    Unclear,
+}
+
+fn take_answer(inner: &Inner, change: &IsrChange, error: ErrorCode) -> Answer {
     let id = change.partition;
     let isr: Vec<_> = change.isr.iter().map(|(broker_id, _)| *broker_id).collect();
     tracing::debug!(topic_id = %id.topic_id, partition = id.partition, ?isr, ?error, "change of in-sync replicas");
-    if error.is_none() {
-        return true;
+    match error {
+        ErrorCode::None => Answer::InEffect,
+        ErrorCode::IneligibleReplica => {
+            if let Some(partition) = inner.online_partition(id) {
+                partition.watermark().leadership(|leadership| leadership.refused(change.partition_epoch));
+            }
+            Answer::Refused
+        }
+        _ => Answer::Unclear,
     }
-    if let Some(partition) = inner.online_partition(id) {
-        partition.watermark().leadership(|leadership| leadership.refused(change.partition_epoch));
-    }
-    false
 }

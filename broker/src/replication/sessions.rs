@@ -394,3 +394,8 @@ fn find(
     }
     if followed.told == (high_watermark, log_start) { Finding::Nothing } else { Finding::Quiet(fetched) }
 }
+
+#[cfg(test)]
+#[path = "sessions_test.rs"]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod tests;
