@@ -37,21 +37,21 @@ fn alter_one(
     change: &IsrChange,
     settings: &dyn Settings,
 ) -> ErrorCode {
-    let (leader_epoch, next) = {
+    let next = {
         let image = draft.image();
         let (state, isr) = match check(image, broker_id, change) {
             Ok(Some(accepted)) => accepted,
             Ok(None) => return ErrorCode::None,
             Err(error) => return error,
         };
-        let situation = Situation::usual(image, settings, change.partition.topic_id);
-        (state.leader_epoch, next_state(&situation, state, &isr))
+        next_state(&Situation::usual(image, settings, change.partition.topic_id), state, &isr)
     };
-    let Some(state) = next else { return ErrorCode::None };
-    let same_leader = state.leader_epoch == leader_epoch;
-    draft.push(Record::Partition { partition: change.partition, state });
-    // A leader that is stopping has waited for somebody to join: leadership has moved with the change.
-    if same_leader { ErrorCode::None } else { ErrorCode::NewLeaderElected }
+    if let Some(state) = next {
+        // Leadership may move with the change: a leader that is stopping has waited for somebody to join. That is no
+        // error either: whoever took it for a refusal would go by its old in-sync replicas again, and commit alone.
+        draft.push(Record::Partition { partition: change.partition, state });
+    }
+    ErrorCode::None
 }
 
 /// The state that the change applies to, and its in-sync replicas: those that stay in their order, then those that join.

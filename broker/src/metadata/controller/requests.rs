@@ -134,7 +134,9 @@ pub enum ControllerResponse {
         partitions: u64,
     },
     /// To [`ControllerRequest::AlterPartitions`], in the order of the request: `None` for a change that is in effect,
-    /// `NewLeaderElected` where it took effect and leadership has moved with it, else why it did not take effect.
+    /// even if leadership has moved with it. `IneligibleReplica` says that it is not, and was not before if it was asked
+    /// for before. Any other error says that the state is another one by now, and nothing about whether the change has
+    /// been part of it in between: the proposer must count it as under way until it sees that state.
     PartitionsAltered(Vec<ErrorCode>),
     /// To [`ControllerRequest::ApplyTopic`].
     TopicApplied(ApplyTopicResult),
