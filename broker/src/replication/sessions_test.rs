@@ -18,6 +18,7 @@ const TOPIC: Uuid = Uuid::from_u128(0x70);
 /// A leader of some partitions that a follower may fetch.
 struct Leader {
     _volume: TempDir,
+    _store: Arc<dyn LogStore>,
     partitions: Vec<Arc<Partition>>,
     sessions: FollowerSessions,
     next_epoch: i32,
@@ -54,7 +55,8 @@ impl Leader {
             Arc::new(partition)
         };
         let partitions = (0..count).map(open).collect();
-        Self { _volume: volume, partitions, sessions: FollowerSessions::default(), next_epoch: BEGIN }
+        let sessions = FollowerSessions::default();
+        Self { _volume: volume, _store: store, partitions, sessions, next_epoch: BEGIN }
     }
 
     /// Appends a batch with a value of `bytes`, and waits until it can be fetched.
