@@ -21,6 +21,7 @@
 
 mod buffer;
 mod disk;
+mod fail_point;
 mod frame;
 mod index;
 mod indexer;
@@ -55,6 +56,7 @@ use crate::metadata::image::TopicIdPartition;
 pub use disk::{BLOCK, Disk, DiskFile, OsDisk, Space};
 
 use buffer::BufferPool;
+use fail_point::FailPoint;
 use frame::Entry;
 use index::Index;
 use log::{Found, JournalLog};
@@ -155,7 +157,9 @@ impl JournalStore {
         let flushed = changes.position;
         recovery::replay(&segments, &first_frames, volume, &index, &mut changes)?;
         let position = changes.position;
+        FailPoint::Replayed.pass();
         let next = frame::first_sequence(index.start()?).max(position.sequence + 1);
+        FailPoint::Started.pass();
         let shared = Arc::new(Shared {
             volume,
             space: FreeSpace::new(

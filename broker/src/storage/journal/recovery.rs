@@ -7,6 +7,7 @@
 
 use super::buffer::AlignedBuffer;
 use super::disk::BLOCK;
+use super::fail_point::FailPoint;
 use super::frame::FrameHeader;
 use super::index::{Changes, Index, Placed};
 use super::keys::Position;
@@ -110,6 +111,7 @@ fn replay_segment(
         bytes += u64::from(header.length);
         let position = Position { segment: segment.id, end: reader.position, sequence: header.sequence };
         index.apply(changes, &placed, position)?;
+        FailPoint::Replaying.pass();
     }
     Ok(bytes)
 }

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::buffer::{AlignedBuffer, padded};
 use super::disk::{BLOCK, Disk, DiskFile};
+use super::fail_point::FailPoint;
 use super::frame::FrameHeader;
 use crate::storage::StorageError;
 
@@ -146,12 +147,17 @@ impl Segments {
     pub(super) fn begin(&self, id: u64) -> Result<Arc<Segment>, (PathBuf, io::Error)> {
         let free = self.files.lock().free.pop();
         let file = match free {
-            Some(file) => file,
+            Some(file) => {
+                FailPoint::RecycledTaken.pass();
+                file
+            }
             None => {
                 let number = self.next_file.fetch_add(1, Ordering::Relaxed);
                 let path = self.directory.join(format!("{number:010}.{EXTENSION}"));
                 let made = self.disk.create(&path, self.segment_bytes);
-                SegmentFile { file: made.map_err(|error| (path.clone(), error))?, path }
+                let file = made.map_err(|error| (path.clone(), error))?;
+                FailPoint::FileMade.pass();
+                SegmentFile { file, path }
             }
         };
         let segment = Arc::new(Segment { id, file });
@@ -168,6 +174,9 @@ impl Segments {
             let dead: Vec<u64> = files.in_use.keys().copied().filter(|id| is_dead(*id)).collect();
             let dead: Vec<_> = dead.iter().filter_map(|id| files.in_use.remove(id)).collect();
             let died = dead.len();
+            if died > 0 {
+                FailPoint::Retiring.pass();
+            }
             files.retired.extend(dead);
             for segment in std::mem::take(&mut files.retired) {
                 match Arc::try_unwrap(segment) {
@@ -182,6 +191,7 @@ impl Segments {
             if let Err(error) = self.disk.remove(&path) {
                 tracing::warn!(path = %path.display(), %error, "a file of the journal that is not needed stays");
             }
+            FailPoint::FileRemoved.pass();
         }
         died
     }
