@@ -21,6 +21,10 @@ use crate::storage::conformance::{
 };
 use crate::storage::{Durability, ReadRange};
 
+#[path = "damage_test.rs"]
+mod damage;
+#[path = "interrupt_test.rs"]
+mod interrupt;
 #[path = "kill_test.rs"]
 mod kill;
 
@@ -36,11 +40,13 @@ impl Directory {
         Self { directory: tempfile::tempdir().unwrap(), options }
     }
 
-    /// A volume whose journal is on a simulated disk; the index is on the real one.
+    /// A volume whose journal is on a simulated disk; the index is on a real file system, in memory if there is one: these
+    /// tests end processes in thought only.
     fn simulated(options: JournalStoreOptions) -> (Self, SimDisk) {
         let disk = SimDisk::new();
         let options = JournalStoreOptions { disk: Arc::new(disk.clone()), ..options };
-        (Self::new(options), disk)
+        let in_memory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        (Self { directory: in_memory.unwrap(), options }, disk)
     }
 
     fn try_open(&self) -> Result<JournalStore, StorageError> {
@@ -50,7 +56,8 @@ impl Directory {
     /// The index as a crash would leave it now: without what is only in memory.
     fn index_on_disk(&self) -> TempDir {
         loop {
-            let (index, copy) = (self.directory.path().join("index"), tempfile::tempdir().unwrap());
+            let beside = self.directory.path().parent().unwrap();
+            let (index, copy) = (self.directory.path().join("index"), tempfile::tempdir_in(beside).unwrap());
             // Of files that are made or replaced meanwhile the copy has some too early and some too late. RocksDB notes
             // in its manifest which belong together.
             if copy_files(&index, copy.path()).is_ok()

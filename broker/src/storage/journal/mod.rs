@@ -36,7 +36,7 @@ mod space;
 mod tail;
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -121,8 +121,8 @@ struct Shared {
     open: Mutex<HashMap<TopicIdPartition, Arc<JournalLog>>>,
     /// Full segments as they were at the last flush of the index.
     usage: Mutex<Vec<rewrite::Usage>>,
-    /// Held while segments are rewritten.
-    rewriting: Mutex<()>,
+    /// Held while segments are rewritten: those of which a part is damaged, which are left alone until the next start.
+    rewriting: Mutex<HashSet<u64>>,
     appended_bytes: AtomicU64,
     next_log: AtomicU64,
 }
@@ -156,6 +156,7 @@ impl JournalStore {
         let mut changes = index.load()?;
         let flushed = changes.position;
         recovery::replay(&segments, &first_frames, volume, &index, &mut changes)?;
+        segments.remove_unfinished()?;
         let position = changes.position;
         FailPoint::Replayed.pass();
         let next = frame::first_sequence(index.start()?).max(position.sequence + 1);
@@ -253,7 +254,7 @@ impl LogStore for JournalStore {
         self.shared.ask(|reply| Command::Checkpoint { entries, reply })?;
         self.shared.appended_bytes.fetch_sub(appended, Ordering::Relaxed);
         match self.shared.rewriting.try_lock() {
-            Some(_alone) => rewrite::rewrite_thin_segments(&self.shared),
+            Some(mut damaged) => rewrite::rewrite_thin_segments(&self.shared, &mut damaged),
             None => Ok(()),
         }
     }

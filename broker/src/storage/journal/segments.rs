@@ -53,6 +53,8 @@ struct Files {
     /// Holds nothing any more, but somebody may still read it.
     retired: Vec<Arc<Segment>>,
     free: Vec<SegmentFile>,
+    /// Too short to be a segment.
+    unfinished: Vec<PathBuf>,
 }
 
 /// The first frame of a segment file, as far as it can be told.
@@ -85,15 +87,26 @@ impl Segments {
             next_file = next_file.max(number.unwrap_or_default() + 1);
             let file = disk.open(&path).map_err(|source| io_error("opening", &path, source))?;
             let length = file.length();
+            let mut block = AlignedBuffer::zeroed(BLOCK);
+            if length >= BLOCK as u64 {
+                file.read_at(block.as_mut_slice(), 0).map_err(|source| io_error("reading", &path, source))?;
+            }
+            let first = FrameHeader::decode(block.as_slice());
+            let noted = first.map_or(0, |first| u64::from(first.file_blocks) * BLOCK as u64);
+            if noted > 0 && noted != length {
+                return Err(StorageError::Damaged {
+                    path,
+                    position: length,
+                    problem: format!("it has {length} bytes and was made with {noted}"),
+                });
+            }
             if length < 2 * BLOCK as u64 || length % BLOCK as u64 != 0 {
-                // The process ended while it made the file.
-                disk.remove(&path).map_err(|source| io_error("deleting", &path, source))?;
+                // The process ended while it made the file; or it was cut off, which is found when its records are missed.
+                files.unfinished.push(path);
                 continue;
             }
-            let mut block = AlignedBuffer::zeroed(BLOCK);
-            file.read_at(block.as_mut_slice(), 0).map_err(|source| io_error("reading", &path, source))?;
             let file = SegmentFile { file, path };
-            match FrameHeader::decode(block.as_slice()) {
+            match first {
                 Some(first) if first.volume != volume => {
                     return Err(StorageError::Damaged {
                         path: file.path,
@@ -129,6 +142,15 @@ impl Segments {
             files: Mutex::new(files),
         };
         Ok((segments, first_frames))
+    }
+
+    /// Deletes files that were being made when the process ended, now that nothing else is missing.
+    pub(super) fn remove_unfinished(&self) -> Result<(), StorageError> {
+        let unfinished = std::mem::take(&mut self.files.lock().unfinished);
+        unfinished.into_iter().try_for_each(|path| {
+            let removed = self.disk.remove(&path);
+            removed.map_err(|source| StorageError::Io { doing: "deleting", path, source })
+        })
     }
 
     pub(super) fn get(&self, id: u64) -> Option<Arc<Segment>> {

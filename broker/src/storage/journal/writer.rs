@@ -431,6 +431,7 @@ impl Writer {
             self.synced,
             self.table.len(),
             entries.len(),
+            segment.length(),
         );
         FailPoint::BeforeWrite.pass();
         segment
