@@ -18,11 +18,18 @@
 //! 3. The index reaches the disk later, as it was at some position of the journal; the rest is replayed.
 //! 4. A segment is used again only when nothing in it is live and the index on the disk is past it: no state that a
 //!    crash can bring back points into it.
+//!
+//! What a disk that does not keep its promises leads to: a start is refused (`recovery`), a read fails because batches are
+//! not laid out as the index says, or the checksum of a batch tells its reader. Damaged records are never moved. Not to be
+//! told from a crash, and so a shorter log: damage to the last commit, which no later frame vouches for, and the newest
+//! files missing as a whole, both only as long as the index on the disk does not cover them.
 
 mod buffer;
 mod disk;
 mod fail_point;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod index;
 mod indexer;
 mod keys;
