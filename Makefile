@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help up down status kubeconfig build images crds test verify test-unit test-clients test-e2e soak fix \
+.PHONY: help up down status kubeconfig build images crds test verify test-unit test-clients test-e2e soak fuzz fix \
   bench bench-quick deps clients rocksdb audit fmt lint docs deny generated scripts chart
 
 # Builds and downloads stay outside of the checkout, so that a fresh clone starts warm (scripts/env.sh).
@@ -59,8 +59,12 @@ test-clients: rocksdb clients # runs the broker's protocol tests, with real Kafk
 test-e2e: rocksdb clients # runs the tests on the cluster that `make up` started
 	@scripts/cargo-test.sh e2e
 
-soak: rocksdb # runs the crash test of the record store ten thousand times, each time differently; takes an hour
-	MILLRACE_CRASH_RUNS=10000 cargo test --workspace --locked --lib -- --nocapture crashes_and_power_losses
+soak: rocksdb # runs each random crash test of the record store ten thousand times, each time differently; takes an hour
+	MILLRACE_CRASH_RUNS=10000 cargo test --workspace --locked --lib -- --nocapture \
+	  crashes_and_power_losses an_end_during_any_operation damage_is_refused_or_reported
+
+fuzz: rocksdb # gives each decoder of the wire and the disk random bytes for five minutes; needs a nightly compiler
+	@scripts/fuzz.sh
 
 bench: rocksdb clients # compares with Apache Kafka, in turn: about two hours; writes bench/results/latest.json
 	$(BUILD_BENCH)

@@ -190,8 +190,9 @@ pub fn storage_code(error: &StorageError) -> ErrorCode {
         | StorageError::Closed
         | StorageError::Full { .. }
         | StorageError::NotContiguous { .. }
-        | StorageError::Damaged { .. }
         | StorageError::Io { .. } => ErrorCode::KafkaStorageError,
+        // As Kafka answers when it finds a batch header damaged: consumers report it, instead of trying for ever.
+        StorageError::Damaged { .. } => ErrorCode::CorruptMessage,
     }
 }
 

@@ -17,6 +17,9 @@ pub enum StoredBatchError {
     /// The offsets cannot be right.
     #[error("the batch has impossible offsets")]
     Offsets,
+    /// The batches are not those that were stored here.
+    #[error("these are not the batches that were stored here")]
+    Misplaced,
     /// The checksum differs.
     #[error("the batch fails its checksum")]
     Checksum,
@@ -38,6 +41,45 @@ pub fn parse_whole(bytes: &[u8]) -> Result<BatchHeader, StoredBatchError> {
     let header = parse_header(bytes)?;
     let batch = bytes.get(..header.size_in_bytes()).ok_or(StoredBatchError::Incomplete)?;
     if records::crc_of(batch) == header.crc { Ok(header) } else { Err(StoredBatchError::Checksum) }
+}
+
+/// Checks that `bytes` are nothing but whole batches with rising offsets from `base_offset` to `last_offset`, all of one
+/// leader epoch. An error comes with its position.
+///
+/// That covers what the checksums of batches leave out (offsets, lengths, epochs) and tells batches from others that lay
+/// in the same place before. Checksums are not computed: see [`check_sums`].
+pub fn check_layout(
+    bytes: &[u8],
+    base_offset: i64,
+    last_offset: i64,
+    leader_epoch: i32,
+) -> Result<(), (usize, StoredBatchError)> {
+    let (mut position, mut next) = (0, base_offset);
+    while position < bytes.len() {
+        let at = |error| (position, error);
+        let header = parse_header(&bytes[position..]).map_err(at)?;
+        if header.size_in_bytes() > bytes.len() - position {
+            return Err(at(StoredBatchError::Incomplete));
+        }
+        let fits = header.partition_leader_epoch == leader_epoch
+            && header.base_offset >= next
+            && (position > 0 || header.base_offset == base_offset);
+        if !fits {
+            return Err(at(StoredBatchError::Misplaced));
+        }
+        next = header.next_offset();
+        position += header.size_in_bytes();
+    }
+    if next == last_offset + 1 { Ok(()) } else { Err((position, StoredBatchError::Misplaced)) }
+}
+
+/// Compares the checksums of all batches in `bytes`. An error comes with its position.
+pub fn check_sums(bytes: &[u8]) -> Result<(), (usize, StoredBatchError)> {
+    let mut position = 0;
+    while position < bytes.len() {
+        position += parse_whole(&bytes[position..]).map_err(|error| (position, error))?.size_in_bytes();
+    }
+    Ok(())
 }
 
 /// Writes the base offset and the leader epoch into the batch at the start of `batch`.
@@ -123,6 +165,37 @@ mod tests {
         let mut batch = batch(1, b"value").to_vec();
         *batch.last_mut().unwrap() ^= 1;
         assert_eq!(parse_whole(&batch), Err(StoredBatchError::Checksum));
+    }
+
+    #[test]
+    fn any_flipped_byte_of_stored_batches_is_found_by_layout_or_checksum() {
+        let mut stored = Vec::new();
+        for base_offset in [10, 12, 14] {
+            let mut batch = batch(2, b"value").to_vec();
+            stamp(&mut batch, base_offset, 7);
+            stored.extend(batch);
+        }
+        let check = |bytes: &[u8]| check_layout(bytes, 10, 15, 7).and_then(|()| check_sums(bytes));
+        assert_eq!(check(&stored), Ok(()));
+        for at in 0..stored.len() {
+            for flip in [1, 0x80, 0xff] {
+                let mut flipped = stored.clone();
+                flipped[at] ^= flip;
+                assert!(check(&flipped).is_err(), "byte {at} ^ {flip:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn batches_of_another_place_are_not_taken_for_those_of_this() {
+        let mut stored = batch(2, b"value").to_vec();
+        stamp(&mut stored, 10, 7);
+        assert_eq!(check_layout(&stored, 10, 11, 7), Ok(()));
+        for (base, last, epoch) in [(9, 11, 7), (10, 12, 7), (10, 11, 8), (10, 10, 7)] {
+            assert!(check_layout(&stored, base, last, epoch).is_err(), "{base}..={last} of {epoch}");
+        }
+        assert!(check_layout(&[], 10, 11, 7).is_err());
+        assert!(check_layout(&[0; 500], 10, 11, 7).is_err());
     }
 
     #[test]

@@ -19,7 +19,7 @@
 //! | 56 | bytes of header, table and batches, u32 |
 //! | 60 | bytes of the table, u32 |
 //! | 64 | entries of the table, u32 |
-//! | 68 | zero, u32 |
+//! | 68 | blocks of the segment's file, u32; 0 if that was not noted |
 //! | 72 | CRC32C of table and batches, u32 |
 //! | 76 | CRC32C of the 76 bytes before, u32 |
 //!
@@ -31,6 +31,7 @@
 use bytes::{Buf, BufMut};
 use uuid::Uuid;
 
+use super::disk::BLOCK;
 use crate::metadata::image::TopicIdPartition;
 use crate::storage::batch::crc32c;
 
@@ -60,6 +61,8 @@ pub(super) struct FrameHeader {
     pub(super) length: u32,
     pub(super) table_length: u32,
     pub(super) entries: u32,
+    /// Length of the segment's file in [`BLOCK`]s; 0 if that was not noted.
+    pub(super) file_blocks: u32,
     body_crc: u32,
 }
 
@@ -222,6 +225,7 @@ impl FrameHeader {
         synced: u64,
         table_length: usize,
         entries: usize,
+        file_length: u64,
     ) {
         let length = |value: usize| u32::try_from(value).expect("a frame has less than 4 GiB");
         let frame_length = length(frame.len());
@@ -239,7 +243,7 @@ impl FrameHeader {
         out.put_u32(frame_length);
         out.put_u32(length(table_length));
         out.put_u32(length(entries));
-        out.put_u32(0);
+        out.put_u32(u32::try_from(file_length / BLOCK as u64).expect("segments have less than 4 GiB"));
         out.put_u32(body_crc);
         let crc = crc32c(&header[..HEADER_LEN - 4]);
         header[HEADER_LEN - 4..].copy_from_slice(&crc.to_be_bytes());
@@ -262,8 +266,7 @@ impl FrameHeader {
         let (segment, sequence) = (from.try_get_u64().ok()?, from.try_get_u64().ok()?);
         let (previous, synced) = (from.try_get_u64().ok()?, from.try_get_u64().ok()?);
         let (length, table_length) = (from.try_get_u32().ok()?, from.try_get_u32().ok()?);
-        let entries = from.try_get_u32().ok()?;
-        from.advance(4);
+        let (entries, file_blocks) = (from.try_get_u32().ok()?, from.try_get_u32().ok()?);
         let body_crc = from.try_get_u32().ok()?;
         let fits = HEADER_LEN as u64 + u64::from(table_length) <= u64::from(length);
         fits.then_some(Self {
@@ -275,6 +278,7 @@ impl FrameHeader {
             length,
             table_length,
             entries,
+            file_blocks,
             body_crc,
         })
     }
@@ -345,7 +349,7 @@ mod tests {
         let mut frame = vec![0; HEADER_LEN];
         frame.extend_from_slice(&table);
         frame.extend((0..data).map(|at| u8::try_from(at % 251).unwrap()));
-        FrameHeader::seal(&mut frame, Uuid::from_u128(3), 5, 9, 8, 7, table.len(), entries.len());
+        FrameHeader::seal(&mut frame, Uuid::from_u128(3), 5, 9, 8, 7, table.len(), entries.len(), 0);
         frame
     }
 

@@ -196,6 +196,13 @@ impl Index {
         Ok(logs)
     }
 
+    /// Bytes of runs that live in a segment.
+    pub(super) fn live_in(&self, segment: u64) -> Result<u64, StorageError> {
+        let Some(value) = self.get(&keys::segment(segment))? else { return Ok(0) };
+        let value = value.try_into().map(u64::from_be_bytes);
+        value.map_err(|_value| self.damaged(format!("the live bytes of segment {segment} do not decode")))
+    }
+
     /// What is known of a log beside its runs.
     pub(super) fn log(&self, partition: TopicIdPartition) -> Result<Option<LogRecord>, StorageError> {
         let Some(value) = self.get(&keys::log(partition))? else { return Ok(None) };

@@ -8,6 +8,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use super::Shared;
+use super::fail_point::FailPoint;
+use super::frame::Entry;
 use super::index::{Changes, Placed};
 use super::keys::Position;
 use super::rewrite::Usage;
@@ -70,7 +72,15 @@ impl Indexer {
             match work {
                 Work::Frame { entries, position } => {
                     let bytes: u64 = entries.iter().map(|placed| u64::from(placed.entry.data_length())).sum();
+                    // A frame holds moves or none.
+                    let moves = matches!(entries.first(), Some(Placed { entry: Entry::Move(..), .. }));
+                    if moves {
+                        FailPoint::MoveSynced.pass();
+                    }
                     self.shared.index.apply(&mut self.changes, &entries, position)?;
+                    if moves {
+                        FailPoint::MoveIndexed.pass();
+                    }
                     self.shared.tail.indexed(position.sequence, &self.shared.pool);
                     self.since_flush += bytes;
                     if self.since_flush > MAX_REPLAY_BYTES {
@@ -85,7 +95,11 @@ impl Indexer {
                     self.flush()?;
                     answer(&reply);
                 }
-                Work::End => self.shared.index.end_at(self.changes.position)?,
+                Work::End => {
+                    FailPoint::Ending.pass();
+                    self.shared.index.end_at(self.changes.position)?;
+                    FailPoint::Ended.pass();
+                }
             }
         }
         Ok(())
@@ -93,7 +107,9 @@ impl Indexer {
 
     fn flush(&mut self) -> Result<(), StorageError> {
         let position = self.changes.position;
+        FailPoint::BeforeFlush.pass();
         self.shared.index.flush()?;
+        FailPoint::Flushed.pass();
         (self.flushed, self.since_flush) = (position, 0);
         self.retire();
         Ok(())

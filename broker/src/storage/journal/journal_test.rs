@@ -1,15 +1,13 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io;
 use std::path::Path;
-use std::process::{Command as Process, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use millrace_protocol::records::BatchHeader;
 use proptest::prelude::*;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -19,9 +17,16 @@ use super::*;
 use crate::storage::batch::parse_header;
 use crate::storage::batch::samples::batch;
 use crate::storage::conformance::{
-    self, Opened, Volume, conformance_tests, kept_for_ever, open, partition, try_open,
+    Opened, Volume, conformance_tests, kept_for_ever, open, partition, try_open,
 };
-use crate::storage::{AppendBatch, Durability, ReadRange};
+use crate::storage::{Durability, ReadRange};
+
+#[path = "damage_test.rs"]
+mod damage;
+#[path = "interrupt_test.rs"]
+mod interrupt;
+#[path = "kill_test.rs"]
+mod kill;
 
 const VOLUME: Uuid = Uuid::from_u128(7);
 
@@ -35,11 +40,13 @@ impl Directory {
         Self { directory: tempfile::tempdir().unwrap(), options }
     }
 
-    /// A volume whose journal is on a simulated disk; the index is on the real one.
+    /// A volume whose journal is on a simulated disk; the index is on a real file system, in memory if there is one: these
+    /// tests end processes in thought only.
     fn simulated(options: JournalStoreOptions) -> (Self, SimDisk) {
         let disk = SimDisk::new();
         let options = JournalStoreOptions { disk: Arc::new(disk.clone()), ..options };
-        (Self::new(options), disk)
+        let in_memory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        (Self { directory: in_memory.unwrap(), options }, disk)
     }
 
     fn try_open(&self) -> Result<JournalStore, StorageError> {
@@ -49,7 +56,8 @@ impl Directory {
     /// The index as a crash would leave it now: without what is only in memory.
     fn index_on_disk(&self) -> TempDir {
         loop {
-            let (index, copy) = (self.directory.path().join("index"), tempfile::tempdir().unwrap());
+            let beside = self.directory.path().parent().unwrap();
+            let (index, copy) = (self.directory.path().join("index"), tempfile::tempdir_in(beside).unwrap());
             // Of files that are made or replaced meanwhile the copy has some too early and some too late. RocksDB notes
             // in its manifest which belong together.
             if copy_files(&index, copy.path()).is_ok()
@@ -736,135 +744,4 @@ proptest! {
         let tail_cache_bytes = if cached { 1 << 20 } else { 0 };
         run(steps, JournalStoreOptions { tail_cache_bytes, segment_bytes: Some(96 << 10), ..options() });
     }
-}
-
-/// Waits for room in the queue.
-fn admit(store: &Arc<dyn LogStore>, bytes: usize) -> Result<Admission, StorageError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(store.admit(bytes))
-}
-
-const KILLED_VOLUME: &str = "MILLRACE_TEST_KILLED_VOLUME";
-const KILLED_PARTITIONS: i32 = 3;
-
-/// The batch that a killed child appends at `offset`; the parent checks that it is exactly that.
-fn batch_for(number: i32, offset: i64) -> Bytes {
-    let salt = usize::try_from(offset * 31 + i64::from(number) * 7).unwrap();
-    batch(1 + salt % 3, &vec![u8::try_from(salt % 251).unwrap(); salt % 700])
-}
-
-/// Prints each durable end of its partition; runs on the writer's thread, before anything else can happen.
-#[derive(Debug)]
-struct Printer {
-    number: i32,
-    inner: conformance::Ends,
-}
-
-impl LogListener for Printer {
-    fn durable_end_moved(&self, durable_end: i64, durable_bytes: u64) {
-        writeln!(io::stdout(), "ack {} {durable_end}", self.number).unwrap();
-        self.inner.durable_end_moved(durable_end, durable_bytes);
-    }
-
-    fn store_failed(&self) {
-        self.inner.store_failed();
-    }
-}
-
-#[test]
-#[ignore = "run by acknowledged_records_survive_kill_9"]
-fn child_that_is_killed() {
-    let Some(volume) = std::env::var_os(KILLED_VOLUME) else { return };
-    let store: Arc<dyn LogStore> =
-        Arc::new(JournalStore::open(Path::new(&volume), VOLUME, options()).unwrap());
-    let settings = kept_for_ever();
-    let printers: Vec<_> = (0..KILLED_PARTITIONS)
-        .map(|number| Arc::new(Printer { number, inner: conformance::Ends::default() }))
-        .collect();
-    let logs: Vec<_> = printers
-        .iter()
-        .map(|printer| {
-            let listener: Arc<dyn LogListener> = Arc::clone(printer) as Arc<dyn LogListener>;
-            store.open(partition(printer.number), settings, Arc::downgrade(&listener)).unwrap().log
-        })
-        .collect();
-    let entries: Vec<_> = (0..KILLED_PARTITIONS)
-        .map(|number| CheckpointEntry { partition: partition(number), state: None })
-        .collect();
-    for round in 1_u64.. {
-        for (number, log) in (0..).zip(&logs) {
-            let offset = log.ends().log_end;
-            let bytes = batch_for(number, offset);
-            let admission = admit(&store, bytes.len()).unwrap();
-            let header = parse_header(&bytes).unwrap();
-            let header = BatchHeader { base_offset: offset, ..header };
-            log.append(AppendBatch { bytes, header }, Arc::new(admission)).unwrap();
-        }
-        // A few commits may be under way at any time.
-        if round % 5 == 0 {
-            for (log, printer) in logs.iter().zip(&printers) {
-                printer.inner.wait(log.ends().log_end);
-            }
-        }
-        if round % 97 == 0 {
-            store.checkpoint(entries.clone(), round).unwrap();
-        }
-    }
-}
-
-#[test]
-fn acknowledged_records_survive_kill_9() {
-    let volume = tempfile::tempdir().unwrap();
-    let module = module_path!().split_once("::").unwrap().1;
-    let mut acknowledged = [0_i64; KILLED_PARTITIONS as usize];
-    for round in 0..10_u64 {
-        let mut child = Process::new(std::env::current_exe().unwrap())
-            .args([&format!("{module}::child_that_is_killed"), "--exact", "--ignored", "--nocapture"])
-            .env(KILLED_VOLUME, volume.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let reader = std::thread::spawn(move || {
-            let mut acks = Vec::new();
-            for line in lines.map_while(Result::ok) {
-                // The last line may be cut off: then it was not acknowledged.
-                let words: Vec<_> = line.split(' ').collect();
-                if let ["ack", number, end] = words[..] {
-                    acks.push((number.parse::<usize>().unwrap(), end.parse::<i64>().unwrap()));
-                }
-            }
-            acks
-        });
-        let started = Instant::now();
-        let life = Duration::from_millis(120 + (round * 7_919) % 250);
-        while started.elapsed() < life {
-            assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        for (number, end) in reader.join().unwrap() {
-            acknowledged[number] = acknowledged[number].max(end);
-        }
-        let store: Arc<dyn LogStore> =
-            Arc::new(JournalStore::open(volume.path(), VOLUME, options()).unwrap());
-        for (number, acknowledged) in (0..).zip(acknowledged) {
-            let settings = kept_for_ever();
-            let log = try_open(&store, number, settings).unwrap();
-            let end = log.log.ends().durable_end;
-            assert!(end >= acknowledged, "partition {number}: {acknowledged} acknowledged, {end} found");
-            let mut next = 0;
-            for header in log.read_all(0) {
-                assert_eq!(header.base_offset, next);
-                let expected = batch_for(number, next);
-                assert_eq!(header.crc, parse_header(&expected).unwrap().crc, "content at {next}");
-                next = header.next_offset();
-            }
-            assert_eq!(next, end);
-        }
-        store.close();
-    }
-    assert!(acknowledged.iter().all(|end| *end > 100), "the children got nowhere: {acknowledged:?}");
 }

@@ -62,12 +62,12 @@ pub(super) fn segment(segment: u64) -> Vec<u8> {
 }
 
 pub(super) fn decode_segment(mut key: &[u8]) -> Option<u64> {
-    key.advance(1);
+    key.try_get_u8().ok()?;
     key.try_get_u64().ok().filter(|_| key.is_empty())
 }
 
 pub(super) fn decode_log(mut key: &[u8]) -> Option<TopicIdPartition> {
-    key.advance(1);
+    key.try_get_u8().ok()?;
     let mut topic_id = [0; 16];
     key.try_copy_to_slice(&mut topic_id).ok()?;
     let partition = key.try_get_i32().ok()?;

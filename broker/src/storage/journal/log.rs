@@ -19,7 +19,7 @@ use super::frame::{Entry, Run};
 use super::keys::PlacedRun;
 use super::writer::{Command, Written};
 use crate::metadata::image::TopicIdPartition;
-use crate::storage::batch::{StoredBatchError, WholeBatches, parse_whole};
+use crate::storage::batch::{StoredBatchError, WholeBatches, check_layout, check_sums};
 use crate::storage::{
     Admission, AppendBatch, Durability, EpochCache, EpochEnd, LogEnds, LogListener, LogSettings,
     PartitionLog, ReadRange, StorageError,
@@ -218,6 +218,9 @@ impl JournalLog {
 
     /// The bytes of the first of some runs, and of those after it that follow it on the disk, in one read; and how many
     /// runs that are. `None` if the first is gone.
+    ///
+    /// They are laid out as the index says, or it is an error for the first run and the end for those after it. Their
+    /// checksums are left to whoever reads them, as in Kafka.
     fn runs_bytes(&self, runs: &[PlacedRun]) -> Result<Option<(Bytes, usize)>, StorageError> {
         let Some(first) = runs.first() else { return Ok(None) };
         if let Some(segment) = self.shared.segments.get(first.segment) {
@@ -226,7 +229,18 @@ impl JournalLog {
             };
             let count = 1 + runs.windows(2).take_while(adjacent).count();
             let length = runs[..count].iter().map(|placed| placed.run.length as usize).sum();
-            return segment.read(u64::from(first.position), length).map(|bytes| Some((bytes, count)));
+            let mut bytes = segment.read(u64::from(first.position), length)?;
+            let (mut checked, mut good) = (0, 0);
+            for placed in &runs[..count] {
+                let end = checked + placed.run.length as usize;
+                match self.check(*placed, &bytes[checked..end]) {
+                    Ok(()) => (checked, good) = (end, good + 1),
+                    Err(error) if good == 0 => return Err(error),
+                    Err(_reported_by_the_next_read) => break,
+                }
+            }
+            bytes.truncate(checked);
+            return Ok(Some((bytes, good)));
         }
         // Moved since it was looked up, or deleted.
         let mut placed = *first;
@@ -236,8 +250,9 @@ impl JournalLog {
                 _ => return Ok(None),
             }
             if let Some(segment) = self.shared.segments.get(placed.segment) {
-                let read = segment.read(u64::from(placed.position), placed.run.length as usize);
-                return read.map(|bytes| Some((bytes, 1)));
+                let bytes = segment.read(u64::from(placed.position), placed.run.length as usize)?;
+                self.check(placed, &bytes)?;
+                return Ok(Some((bytes, 1)));
             }
         }
         Err(StorageError::Damaged {
@@ -248,6 +263,12 @@ impl JournalLog {
                 placed.segment, self.partition
             ),
         })
+    }
+
+    fn check(&self, placed: PlacedRun, bytes: &[u8]) -> Result<(), StorageError> {
+        let Run { base_offset, last_offset, leader_epoch, .. } = placed.run;
+        check_layout(bytes, base_offset, last_offset, leader_epoch)
+            .map_err(|(position, error)| self.damaged(placed, position, &error))
     }
 
     fn damaged(&self, placed: PlacedRun, position: usize, error: &StoredBatchError) -> StorageError {
@@ -275,7 +296,14 @@ impl JournalLog {
         })?;
         let mut parts = Vec::new();
         let mut rest = runs.as_slice();
-        while let Some((bytes, count)) = self.runs_bytes(rest)? {
+        loop {
+            let (bytes, count) = match self.runs_bytes(rest) {
+                Ok(Some(found)) => found,
+                Ok(None) => break,
+                Err(error) if parts.is_empty() => return Err(error),
+                // What comes before it is good; whoever goes on behind that gets the error.
+                Err(_reported_by_the_next_read) => break,
+            };
             rest = &rest[count..];
             let part = pick(&bytes, left);
             let whole_rest = part.end == bytes.len();
@@ -525,15 +553,10 @@ impl PartitionLog for JournalLog {
         })?;
         for placed in runs {
             let Some(bytes) = self.run_bytes(placed)? else { continue };
-            let mut position = 0;
-            while position < bytes.len() {
-                let header = parse_whole(&bytes[position..])
-                    .map_err(|error| self.damaged(placed, position, &error))?;
-                position += header.size_in_bytes();
-                if header.last_offset() >= from {
-                    visit(&header);
-                }
-            }
+            check_sums(&bytes).map_err(|(position, error)| self.damaged(placed, position, &error))?;
+            WholeBatches::new(&bytes)
+                .filter(|(_, header)| header.last_offset() >= from)
+                .for_each(|(_, header)| visit(&header));
         }
         Ok(())
     }

@@ -18,10 +18,18 @@
 //! 3. The index reaches the disk later, as it was at some position of the journal; the rest is replayed.
 //! 4. A segment is used again only when nothing in it is live and the index on the disk is past it: no state that a
 //!    crash can bring back points into it.
+//!
+//! What a disk that does not keep its promises leads to: a start is refused (`recovery`), a read fails because batches are
+//! not laid out as the index says, or the checksum of a batch tells its reader. Damaged records are never moved. Not to be
+//! told from a crash, and so a shorter log: damage to the last commit, which no later frame vouches for, and the newest
+//! files missing as a whole, both only as long as the index on the disk does not cover them.
 
 mod buffer;
 mod disk;
+mod fail_point;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod index;
 mod indexer;
 mod keys;
@@ -35,7 +43,7 @@ mod space;
 mod tail;
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -55,6 +63,7 @@ use crate::metadata::image::TopicIdPartition;
 pub use disk::{BLOCK, Disk, DiskFile, OsDisk, Space};
 
 use buffer::BufferPool;
+use fail_point::FailPoint;
 use frame::Entry;
 use index::Index;
 use log::{Found, JournalLog};
@@ -119,8 +128,8 @@ struct Shared {
     open: Mutex<HashMap<TopicIdPartition, Arc<JournalLog>>>,
     /// Full segments as they were at the last flush of the index.
     usage: Mutex<Vec<rewrite::Usage>>,
-    /// Held while segments are rewritten.
-    rewriting: Mutex<()>,
+    /// Held while segments are rewritten: those of which a part is damaged, which are left alone until the next start.
+    rewriting: Mutex<HashSet<u64>>,
     appended_bytes: AtomicU64,
     next_log: AtomicU64,
 }
@@ -154,8 +163,11 @@ impl JournalStore {
         let mut changes = index.load()?;
         let flushed = changes.position;
         recovery::replay(&segments, &first_frames, volume, &index, &mut changes)?;
+        segments.remove_unfinished()?;
         let position = changes.position;
+        FailPoint::Replayed.pass();
         let next = frame::first_sequence(index.start()?).max(position.sequence + 1);
+        FailPoint::Started.pass();
         let shared = Arc::new(Shared {
             volume,
             space: FreeSpace::new(
@@ -249,7 +261,7 @@ impl LogStore for JournalStore {
         self.shared.ask(|reply| Command::Checkpoint { entries, reply })?;
         self.shared.appended_bytes.fetch_sub(appended, Ordering::Relaxed);
         match self.shared.rewriting.try_lock() {
-            Some(_alone) => rewrite::rewrite_thin_segments(&self.shared),
+            Some(mut damaged) => rewrite::rewrite_thin_segments(&self.shared, &mut damaged),
             None => Ok(()),
         }
     }

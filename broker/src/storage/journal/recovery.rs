@@ -7,6 +7,7 @@
 
 use super::buffer::AlignedBuffer;
 use super::disk::BLOCK;
+use super::fail_point::FailPoint;
 use super::frame::FrameHeader;
 use super::index::{Changes, Index, Placed};
 use super::keys::Position;
@@ -29,12 +30,11 @@ pub(super) fn replay(
     changes: &mut Changes,
 ) -> Result<(), StorageError> {
     let started = std::time::Instant::now();
-    let (mut bytes, mut replayed) = (0, Vec::new());
+    let mut bytes = 0;
     let begun = changes.position;
     match segments.get(begun.segment) {
         Some(segment) => {
             bytes += replay_segment(&segment, volume, index, changes)?;
-            replayed.push(segment);
         }
         None if begun.segment == 0 => {}
         None => {
@@ -63,19 +63,11 @@ pub(super) fn replay(
             break;
         }
         bytes += read;
-        replayed.push(segment);
-    }
-    // A process that was killed may not have got as far as syncing what it wrote.
-    for segment in &replayed {
-        segment.file().sync().map_err(|source| StorageError::Io {
-            doing: "syncing",
-            path: segment.path().to_path_buf(),
-            source,
-        })?;
     }
     if !index.ended_at(changes.position)? {
         look_for_losses(segments, first_frames, volume, changes)?;
     }
+    look_for_missing_segments(segments, changes)?;
     if bytes > 0 {
         let millis = started.elapsed().as_millis();
         tracing::info!(bytes, millis, "replayed the journal");
@@ -90,6 +82,13 @@ fn replay_segment(
     index: &Index,
     changes: &mut Changes,
 ) -> Result<u64, StorageError> {
+    // A process that was killed may not have got as far as syncing what it wrote, and the index may reach the disk at any
+    // time once it knows of a frame.
+    segment.file().sync().map_err(|source| StorageError::Io {
+        doing: "syncing",
+        path: segment.path().to_path_buf(),
+        source,
+    })?;
     let mut reader = Reader::new(segment, changes.position.end);
     let mut bytes = 0;
     while let Some(header) = reader.header()? {
@@ -110,31 +109,40 @@ fn replay_segment(
         bytes += u64::from(header.length);
         let position = Position { segment: segment.id, end: reader.position, sequence: header.sequence };
         index.apply(changes, &placed, position)?;
+        FailPoint::Replaying.pass();
     }
     Ok(bytes)
 }
 
-/// Shows the entries of the frames of a segment, from its start to the first that is not whole.
+/// Shows the entries of all frames of a segment that are whole. Of frames that follow a damaged one, and of leftovers of a
+/// crash, which are shown too, the index knows which of their runs live.
 pub(super) fn frames(
     segment: &Segment,
     volume: Uuid,
     mut visit: impl FnMut(Placed) -> Result<(), StorageError>,
 ) -> Result<(), StorageError> {
     let mut reader = Reader::new(segment, 0);
-    let mut last = None;
-    while let Some(header) = reader.header()? {
-        let continues = last.is_none_or(|last| header.previous == last);
-        if header.volume != volume || header.segment != segment.id || !continues {
-            break;
-        }
-        let Some(frame) = reader.bytes(header.length as usize)? else { break };
-        let Some(entries) = header.entries(frame) else { break };
+    let mut last = 0;
+    while reader.position < segment.length() {
+        let header = reader.header()?.filter(|header| {
+            header.volume == volume && header.segment == segment.id && header.sequence > last
+        });
+        let entries = match header {
+            Some(header) => {
+                reader.bytes(header.length as usize)?.and_then(|frame| Some((header, header.entries(frame)?)))
+            }
+            None => None,
+        };
+        let Some((header, entries)) = entries else {
+            reader.skip(BLOCK);
+            continue;
+        };
         let base = u32::try_from(reader.position).expect("segments have less than 4 GiB");
         reader.skip(super::buffer::padded(header.length as usize));
         for (entry, at) in entries {
             visit(Placed { entry, position: base + at })?;
         }
-        last = Some(header.sequence);
+        last = header.sequence;
     }
     Ok(())
 }
@@ -233,4 +241,28 @@ fn look_for_losses(
     // Segments that were begun after the end, and files in which one may have been of which the beginning is lost.
     let holds = |id: u64| id == end.segment || (id < end.segment && changes.live.contains_key(&id));
     segments.leftovers(holds).iter().try_for_each(|segment| look(segment, 0))
+}
+
+/// Every segment that holds something must be there, and the one that is written must be as long as what is in it.
+fn look_for_missing_segments(segments: &Segments, changes: &Changes) -> Result<(), StorageError> {
+    for id in changes.live.keys() {
+        if segments.get(*id).is_none() {
+            return Err(StorageError::Damaged {
+                path: segments.directory().to_path_buf(),
+                position: 0,
+                problem: format!(
+                    "segment {id}, which holds records, is not there: its file is gone, or begins with something else"
+                ),
+            });
+        }
+    }
+    let Some(last) = segments.get(changes.position.segment) else { return Ok(()) };
+    if changes.position.end > last.length() {
+        return Err(StorageError::Damaged {
+            path: last.path().to_path_buf(),
+            position: last.length(),
+            problem: format!("it is cut off: the journal was last seen to end at {}", changes.position.end),
+        });
+    }
+    Ok(())
 }

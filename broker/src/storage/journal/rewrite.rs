@@ -3,7 +3,11 @@
 //! The runs of a segment are written sorted by log, so that what was interleaved lies side by side afterwards. A move
 //! is an entry of the journal like any other; a run that was deleted or cut while it was copied stays as it is, and the
 //! copy is garbage.
+//!
+//! What is damaged is never copied: a copy would have a new checksum around it, as if it were good. It stays where it is,
+//! with its segment, and is reported; Kafka's cleaner sets aside a log with damage in the same way.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,6 +20,7 @@ use super::segments::Segment;
 use super::writer::Command;
 use crate::metadata::image::TopicIdPartition;
 use crate::storage::StorageError;
+use crate::storage::batch::{check_layout, check_sums};
 
 /// Most bytes that one call rewrites: it shares the disk with produce requests.
 const BUDGET_BYTES: u64 = 64 << 20;
@@ -56,16 +61,33 @@ fn choose(mut usage: Vec<Usage>) -> Vec<u64> {
 }
 
 /// Rewrites thin segments within a budget. Their files can be used again after the next flush of the index.
-pub(super) fn rewrite_thin_segments(shared: &Shared) -> Result<(), StorageError> {
-    let usage = shared.usage.lock().clone();
+///
+/// Segments that turn out to be `damaged` are added there, and left out from then on.
+pub(super) fn rewrite_thin_segments(shared: &Shared, damaged: &mut HashSet<u64>) -> Result<(), StorageError> {
+    let mut usage = shared.usage.lock().clone();
+    usage.retain(|one| !damaged.contains(&one.segment));
     for id in choose(usage) {
         let Some(segment) = shared.segments.get(id) else { continue };
-        rewrite(shared, &segment)?;
+        let path = segment.path().display();
+        match rewrite(shared, &segment) {
+            Ok(0) => {}
+            Ok(bytes) => {
+                tracing::error!(%path, bytes, "records that are damaged stay where they are; reading them fails");
+                damaged.insert(id);
+            }
+            Err(error @ (StorageError::Damaged { .. } | StorageError::Io { .. })) => {
+                tracing::error!(%path, %error, "a segment in which little is left cannot be read and stays as it is");
+                damaged.insert(id);
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }
 
-fn rewrite(shared: &Shared, segment: &Arc<Segment>) -> Result<(), StorageError> {
+/// Returns the bytes of live runs that are damaged, and could not be moved.
+fn rewrite(shared: &Shared, segment: &Arc<Segment>) -> Result<u64, StorageError> {
+    let before = shared.index.live_in(segment.id)?;
     let mut live = Vec::new();
     frames(segment, shared.volume, |placed| {
         if let Entry::Append(partition, run) | Entry::Move(partition, run) = placed.entry
@@ -80,8 +102,17 @@ fn rewrite(shared: &Shared, segment: &Arc<Segment>) -> Result<(), StorageError> 
     live.sort_by_key(|(partition, placed)| (*partition, placed.run.base_offset));
     let mut piece: Vec<(TopicIdPartition, Run, Bytes)> = Vec::new();
     let mut bytes = 0;
+    // Runs that are not found lie in damaged frames; unless they have gone since, which a look at the end tells.
+    let found: u64 = live.iter().map(|(_, placed)| u64::from(placed.run.length)).sum();
+    let mut missed = before.saturating_sub(found);
     for (partition, PlacedRun { run, position, .. }) in live {
         let records = segment.read(u64::from(position), run.length as usize)?;
+        // The frame was whole a moment ago, but this is another read.
+        let layout = check_layout(&records, run.base_offset, run.last_offset, run.leader_epoch);
+        if layout.and_then(|()| check_sums(&records)).is_err() {
+            missed += u64::from(run.length);
+            continue;
+        }
         bytes += records.len();
         piece.push((partition, run, records));
         if bytes >= PIECE_BYTES {
@@ -93,7 +124,7 @@ fn rewrite(shared: &Shared, segment: &Arc<Segment>) -> Result<(), StorageError> 
     if !piece.is_empty() {
         shared.ask(|reply| Command::Move { runs: piece, reply })?;
     }
-    Ok(())
+    Ok(missed.min(shared.index.live_in(segment.id)?))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::buffer::{AlignedBuffer, padded};
 use super::disk::{BLOCK, Disk, DiskFile};
+use super::fail_point::FailPoint;
 use super::frame::FrameHeader;
 use crate::storage::StorageError;
 
@@ -52,6 +53,8 @@ struct Files {
     /// Holds nothing any more, but somebody may still read it.
     retired: Vec<Arc<Segment>>,
     free: Vec<SegmentFile>,
+    /// Too short to be a segment.
+    unfinished: Vec<PathBuf>,
 }
 
 /// The first frame of a segment file, as far as it can be told.
@@ -84,15 +87,26 @@ impl Segments {
             next_file = next_file.max(number.unwrap_or_default() + 1);
             let file = disk.open(&path).map_err(|source| io_error("opening", &path, source))?;
             let length = file.length();
+            let mut block = AlignedBuffer::zeroed(BLOCK);
+            if length >= BLOCK as u64 {
+                file.read_at(block.as_mut_slice(), 0).map_err(|source| io_error("reading", &path, source))?;
+            }
+            let first = FrameHeader::decode(block.as_slice());
+            let noted = first.map_or(0, |first| u64::from(first.file_blocks) * BLOCK as u64);
+            if noted > 0 && noted != length {
+                return Err(StorageError::Damaged {
+                    path,
+                    position: length,
+                    problem: format!("it has {length} bytes and was made with {noted}"),
+                });
+            }
             if length < 2 * BLOCK as u64 || length % BLOCK as u64 != 0 {
-                // The process ended while it made the file.
-                disk.remove(&path).map_err(|source| io_error("deleting", &path, source))?;
+                // The process ended while it made the file; or it was cut off, which is found when its records are missed.
+                files.unfinished.push(path);
                 continue;
             }
-            let mut block = AlignedBuffer::zeroed(BLOCK);
-            file.read_at(block.as_mut_slice(), 0).map_err(|source| io_error("reading", &path, source))?;
             let file = SegmentFile { file, path };
-            match FrameHeader::decode(block.as_slice()) {
+            match first {
                 Some(first) if first.volume != volume => {
                     return Err(StorageError::Damaged {
                         path: file.path,
@@ -130,6 +144,15 @@ impl Segments {
         Ok((segments, first_frames))
     }
 
+    /// Deletes files that were being made when the process ended, now that nothing else is missing.
+    pub(super) fn remove_unfinished(&self) -> Result<(), StorageError> {
+        let unfinished = std::mem::take(&mut self.files.lock().unfinished);
+        unfinished.into_iter().try_for_each(|path| {
+            let removed = self.disk.remove(&path);
+            removed.map_err(|source| StorageError::Io { doing: "deleting", path, source })
+        })
+    }
+
     pub(super) fn get(&self, id: u64) -> Option<Arc<Segment>> {
         self.files.lock().in_use.get(&id).cloned()
     }
@@ -146,12 +169,17 @@ impl Segments {
     pub(super) fn begin(&self, id: u64) -> Result<Arc<Segment>, (PathBuf, io::Error)> {
         let free = self.files.lock().free.pop();
         let file = match free {
-            Some(file) => file,
+            Some(file) => {
+                FailPoint::RecycledTaken.pass();
+                file
+            }
             None => {
                 let number = self.next_file.fetch_add(1, Ordering::Relaxed);
                 let path = self.directory.join(format!("{number:010}.{EXTENSION}"));
                 let made = self.disk.create(&path, self.segment_bytes);
-                SegmentFile { file: made.map_err(|error| (path.clone(), error))?, path }
+                let file = made.map_err(|error| (path.clone(), error))?;
+                FailPoint::FileMade.pass();
+                SegmentFile { file, path }
             }
         };
         let segment = Arc::new(Segment { id, file });
@@ -168,6 +196,9 @@ impl Segments {
             let dead: Vec<u64> = files.in_use.keys().copied().filter(|id| is_dead(*id)).collect();
             let dead: Vec<_> = dead.iter().filter_map(|id| files.in_use.remove(id)).collect();
             let died = dead.len();
+            if died > 0 {
+                FailPoint::Retiring.pass();
+            }
             files.retired.extend(dead);
             for segment in std::mem::take(&mut files.retired) {
                 match Arc::try_unwrap(segment) {
@@ -182,6 +213,7 @@ impl Segments {
             if let Err(error) = self.disk.remove(&path) {
                 tracing::warn!(path = %path.display(), %error, "a file of the journal that is not needed stays");
             }
+            FailPoint::FileRemoved.pass();
         }
         died
     }

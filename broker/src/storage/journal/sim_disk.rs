@@ -21,6 +21,8 @@ pub(super) struct SimDisk {
 #[derive(Debug)]
 struct Inner {
     files: Mutex<BTreeMap<PathBuf, Arc<SimFile>>>,
+    /// Files that were deleted since the directory was last synced: they may be back after a loss of power.
+    removed: Mutex<Vec<(PathBuf, Arc<SimFile>)>>,
     faults: Arc<Faults>,
 }
 
@@ -32,6 +34,10 @@ pub(super) struct Faults {
     pub(super) syncs: AtomicU64,
     pub(super) writes: AtomicU64,
     pub(super) free: AtomicU64,
+    /// Writes until one that is reported as done and never arrives; 0 for none.
+    pub(super) lose_write_in: AtomicU64,
+    /// Writes, syncs and new files until the one during which the power goes; 0 for never.
+    pub(super) cut_power_in: AtomicU64,
     /// The machine is off: nothing arrives any more.
     dead: AtomicBool,
 }
@@ -53,7 +59,7 @@ struct Content {
 impl SimDisk {
     pub(super) fn new() -> Self {
         let faults = Arc::new(Faults { free: AtomicU64::new(1 << 40), ..Faults::default() });
-        Self { inner: Arc::new(Inner { files: Mutex::default(), faults }) }
+        Self { inner: Arc::new(Inner { files: Mutex::default(), removed: Mutex::default(), faults }) }
     }
 
     pub(super) fn faults(&self) -> &Faults {
@@ -65,8 +71,14 @@ impl SimDisk {
         self.inner.faults.dead.store(true, Ordering::SeqCst);
     }
 
+    /// Switches it off at the `operations`th write, sync or new file from now.
+    pub(super) fn cut_power_in(&self, operations: u64) {
+        self.inner.faults.cut_power_in.store(operations, Ordering::SeqCst);
+    }
+
     /// Ends [`cut_power`](Self::cut_power) as if only the process had died: what was written is there.
     pub(super) fn revive(&self) {
+        self.inner.faults.cut_power_in.store(0, Ordering::SeqCst);
         self.inner.faults.dead.store(false, Ordering::SeqCst);
     }
 
@@ -74,6 +86,11 @@ impl SimDisk {
     pub(super) fn restore_power(&self, seed: u64) {
         let mut random = StdRng::seed_from_u64(seed);
         let keep = random.random_range(0.0..=1.0);
+        for (path, file) in self.inner.removed.lock().drain(..) {
+            if random.random_bool(0.5) {
+                self.inner.files.lock().entry(path).or_insert(file);
+            }
+        }
         for file in self.inner.files.lock().values() {
             let mut content = file.content.lock();
             let Content { current, synced } = &mut *content;
@@ -84,7 +101,16 @@ impl SimDisk {
                 now.copy_from_slice(before);
             }
         }
+        self.inner.faults.cut_power_in.store(0, Ordering::SeqCst);
         self.inner.faults.dead.store(false, Ordering::SeqCst);
+    }
+
+    /// Switches it off and on again, and nothing that was not synced is there.
+    pub(super) fn lose_unsynced(&self) {
+        for file in self.inner.files.lock().values() {
+            let mut content = file.content.lock();
+            content.current = content.synced.clone();
+        }
     }
 
     /// Changes stored bytes behind the back of the store: `change` gets each file.
@@ -94,6 +120,23 @@ impl SimDisk {
             change(path, &mut content.current);
             content.synced = content.current.clone();
         }
+    }
+
+    /// Changes files behind the back of the store in any way.
+    pub(super) fn rearrange(&self, change: impl FnOnce(&mut BTreeMap<PathBuf, Vec<u8>>)) {
+        let mut contents = self.contents();
+        change(&mut contents);
+        let file = |bytes: Vec<u8>| {
+            let content = Mutex::new(Content { current: bytes.clone(), synced: bytes });
+            Arc::new(SimFile { content, faults: Arc::clone(&self.inner.faults) })
+        };
+        *self.inner.files.lock() = contents.into_iter().map(|(path, bytes)| (path, file(bytes))).collect();
+    }
+
+    /// All files, as a reader sees them.
+    pub(super) fn contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let files = self.inner.files.lock();
+        files.iter().map(|(path, file)| (path.clone(), file.content.lock().current.clone())).collect()
     }
 
     /// Puts a copy of the first file beside it, under a name of its own.
@@ -112,6 +155,20 @@ impl SimDisk {
 }
 
 impl Faults {
+    /// Counts down to `counter`'s event; true for the one that it happens to.
+    fn is_due(counter: &AtomicU64) -> bool {
+        counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) == Ok(1)
+    }
+
+    /// The power may go during an operation that this begins; true if it does.
+    fn power_goes(&self) -> bool {
+        let goes = Self::is_due(&self.cut_power_in);
+        if goes {
+            self.dead.store(true, Ordering::SeqCst);
+        }
+        goes
+    }
+
     fn check_power(&self) -> io::Result<()> {
         if self.dead.load(Ordering::SeqCst) { Err(io::Error::other("the power is off")) } else { Ok(()) }
     }
@@ -130,15 +187,22 @@ impl Disk for SimDisk {
 
     fn create(&self, path: &Path, length: u64) -> io::Result<Arc<dyn DiskFile>> {
         self.inner.faults.check_power()?;
+        if self.inner.faults.power_goes() {
+            return Err(io::Error::other("the power has gone"));
+        }
         let zeros = vec![0; usize::try_from(length).map_err(io::Error::other)?];
         let content = Mutex::new(Content { current: zeros.clone(), synced: zeros });
         let file = Arc::new(SimFile { content, faults: Arc::clone(&self.inner.faults) });
         self.inner.files.lock().insert(path.to_path_buf(), Arc::clone(&file));
+        self.inner.removed.lock().clear();
         Ok(file)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.inner.files.lock().remove(path).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.inner.faults.check_power()?;
+        let file = self.inner.files.lock().remove(path).ok_or(io::ErrorKind::NotFound)?;
+        self.inner.removed.lock().push((path.to_path_buf(), file));
+        Ok(())
     }
 
     fn space(&self, _path: &Path) -> io::Result<Space> {
@@ -165,16 +229,27 @@ impl DiskFile for SimFile {
         assert!(start.is_multiple_of(BLOCK) && bytes.len().is_multiple_of(BLOCK), "direct I/O is aligned");
         assert_eq!(bytes.as_ptr().align_offset(BLOCK), 0, "direct I/O is aligned");
         self.faults.writes.fetch_add(1, Ordering::SeqCst);
+        if Faults::is_due(&self.faults.lose_write_in) {
+            return Ok(());
+        }
+        let goes = self.faults.power_goes();
         let fails = self.faults.fail_writes.load(Ordering::SeqCst);
         // Half of it arrives, as on a full disk.
         let arrives = if fails { bytes.len() / 2 } else { bytes.len() };
         self.content.lock().current[start..start + arrives].copy_from_slice(&bytes[..arrives]);
+        if goes {
+            // All of it is under way; what of it arrives is seen when the power is back.
+            return Err(io::Error::other("the power has gone"));
+        }
         if fails { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     fn sync(&self) -> io::Result<()> {
         self.faults.check_power()?;
         self.faults.syncs.fetch_add(1, Ordering::SeqCst);
+        if self.faults.power_goes() {
+            return Err(io::Error::other("the power has gone"));
+        }
         if self.faults.fail_syncs.load(Ordering::SeqCst) {
             return Err(io::Error::other("the disk is on fire"));
         }

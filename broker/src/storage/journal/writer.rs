@@ -25,6 +25,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Shared;
 use super::buffer::{AlignedBuffer, padded};
+use super::fail_point::FailPoint;
 use super::frame::{self, Entry, FrameHeader, HEADER_LEN, MAX_ENTRY_LEN, Run};
 use super::index::Placed;
 use super::indexer::Work;
@@ -290,6 +291,7 @@ impl Writer {
             }
             Command::Move { runs, reply } => {
                 self.write_moves(&runs)?;
+                FailPoint::MoveWritten.pass();
                 self.sync()?;
                 self.tell(Work::Answer(reply));
             }
@@ -353,11 +355,13 @@ impl Writer {
         };
         publish(at_once);
         if !needs_sync && self.unsynced.bytes < MAX_UNSYNCED_BYTES {
+            FailPoint::Published.pass();
             return Ok(());
         }
         let work = self.sync_files()?;
         // Before the index hears of it: what is in the index may leave the memory, so it must have been there.
         publish(wait);
+        FailPoint::Published.pass();
         self.tell_all(work);
         Ok(())
     }
@@ -427,11 +431,17 @@ impl Writer {
             self.synced,
             self.table.len(),
             entries.len(),
+            segment.length(),
         );
+        FailPoint::BeforeWrite.pass();
         segment
             .file()
             .write_at(out, position)
             .map_err(|error| failure(segment.path().to_path_buf(), "writing", &error))?;
+        FailPoint::Written.pass();
+        if position == 0 {
+            FailPoint::RecycledWritten.pass();
+        }
         let end = position + out.len() as u64;
         (self.last, self.next) = (sequence, sequence + 1);
         self.active = Some((Arc::clone(&segment), end));
@@ -494,6 +504,7 @@ impl Writer {
                 .map_err(|error| failure(segment.path().to_path_buf(), "syncing", &error))?;
         }
         self.synced = self.last;
+        FailPoint::Synced.pass();
         Ok(unsynced.work)
     }
 
