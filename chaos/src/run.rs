@@ -44,7 +44,7 @@ pub struct Size {
     #[arg(long, default_value_t = 3)]
     pub brokers: usize,
     /// Replicas of each partition.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 1)]
     pub replicas: usize,
 }
 
@@ -58,9 +58,12 @@ pub struct RunArgs {
     /// Seed of the first round; the next ones count up.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Rounds begin until this many minutes have passed; without it, one round.
-    #[arg(long)]
-    minutes: Option<f64>,
+    /// Rounds, at least.
+    #[arg(long, default_value_t = 1)]
+    rounds: u32,
+    /// Rounds begin until this many minutes have passed.
+    #[arg(long, default_value_t = 0.0)]
+    minutes: f64,
     /// Seconds of each round during which there are faults.
     #[arg(long, default_value_t = 45)]
     seconds: u64,
@@ -147,7 +150,7 @@ impl Place {
 /// The laboratory itself does not work.
 pub async fn run(args: &RunArgs) -> Result<bool> {
     let start = Instant::now();
-    let length = Duration::from_secs_f64(args.minutes.unwrap_or_default() * 60.0);
+    let length = Duration::try_from_secs_f64(args.minutes * 60.0).context("--minutes")?;
     network::create_bridge().await?;
     let (mut totals, mut bad) = (Figures::default(), Vec::new());
     let mut rounds = 0;
@@ -164,7 +167,7 @@ pub async fn run(args: &RunArgs) -> Result<bool> {
             keep(args, seed, &schedule, &findings)?;
             bad.push(seed);
         }
-        if start.elapsed() >= length {
+        if rounds >= args.rounds && start.elapsed() >= length {
             break;
         }
     }
@@ -349,6 +352,8 @@ fn workload_plan(args: &RunArgs, seed: u64, schedule: &Schedule) -> WorkloadPlan
         config: vec![
             ("log.durability".to_owned(), durability.to_owned()),
             ("retention.ms".to_owned(), "-1".to_owned()),
+            // A broker whose clock is behind would refuse what others date (P7).
+            ("message.timestamp.after.max.ms".to_owned(), i64::MAX.to_string()),
             ("min.insync.replicas".to_owned(), args.size.replicas.div_ceil(2).to_string()),
         ],
     };

@@ -129,11 +129,13 @@ fn judge(ends: &LogEnds, stored: &[Bytes], seen: &[Seen]) -> Vec<String> {
     if ends.log_start != 0 {
         findings.push(format!("the log starts at {}, and nothing was to be deleted", ends.log_start));
     }
-    if ends.durable_end < seen.len() as i64 {
+    if let Some(first) = usize::try_from(ends.durable_end).ok().and_then(|end| seen.get(end)) {
         findings.push(format!(
-            "the log ends at {}, below the high watermark {} that consumers have read to",
+            "the log ends at {}, below offset {} that consumers have read to: from {} of leader epoch {} on nothing is there",
             ends.durable_end,
-            seen.len()
+            seen.len(),
+            first.id,
+            first.leader_epoch
         ));
     }
     let different = stored.iter().cloned().find_map(|bytes| differs_from_seen(bytes, seen));

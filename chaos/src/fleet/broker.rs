@@ -48,7 +48,7 @@ impl Broker {
         let disk = Disk::create(&folder, world::control_group(plan.run, number)?).await?;
         let config = folder.join("broker.properties");
         fs::write(&config, properties(plan, number, &disk.data_dir()))?;
-        let clock = plan.own_clocks.then(|| Clock::create(&folder)).transpose()?;
+        let clock = if plan.own_clocks { Some(Clock::create(&folder).await?) } else { None };
         let program = plan.program.clone();
         Ok(Self { number, program, config, log: folder.join("broker.log"), disk, clock, process: None })
     }
@@ -152,6 +152,26 @@ impl Broker {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error).context("sending a signal"),
         }
+    }
+
+    /// Stops the process (SIGSTOP) and waits until none of its threads is in the middle of a system call any more.
+    ///
+    /// # Errors
+    /// The signal cannot be sent, or a thread does not stop.
+    pub async fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        let Some(pid) = self.process.as_ref().and_then(Child::id) else { return Ok(()) };
+        let threads = Path::new("/proc").join(pid.to_string()).join("task");
+        until("every thread to stop", STOP_DEADLINE, async || {
+            let threads = fs::read_dir(&threads).ok()?;
+            let stopped = |entry: std::io::Result<fs::DirEntry>| {
+                let status = fs::read_to_string(entry.ok()?.path().join("stat")).ok()?;
+                // The state comes after the name, which is in parentheses.
+                status.rsplit(')').next().map(|rest| rest.starts_with(" T"))
+            };
+            threads.map(stopped).all(|stopped| stopped == Some(true)).then_some(())
+        })
+        .await
     }
 
     /// How the process ended, if it has without being asked to.

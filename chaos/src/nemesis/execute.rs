@@ -137,7 +137,7 @@ impl<'a> Nemesis<'a> {
                 }
             }
             Fault::Terminate { .. } => self.fleet.broker_mut(first).terminate().await?,
-            Fault::Pause { .. } => self.fleet.broker(first).signal(Signal::STOP)?,
+            Fault::Pause { .. } => self.fleet.broker(first).pause().await?,
             Fault::RestartLoop { times, each, .. } => {
                 for _ in 0..*times {
                     self.fleet.broker_mut(first).kill().await?;
@@ -163,7 +163,13 @@ impl<'a> Nemesis<'a> {
                 self.fleet.broker(first).disk().limit(*kilobytes)?;
             }
             Fault::DiskStall { .. } => self.fleet.broker(first).disk().freeze().await?,
-            Fault::DiskError { .. } => self.fleet.broker(first).disk().lose_power().await?,
+            Fault::DiskError { .. } => {
+                let broker = self.fleet.broker(first);
+                // Between system calls: ext4 lets a sync succeed that meets the shutdown half-way, which no disk does.
+                broker.pause().await?;
+                broker.disk().lose_power().await?;
+                broker.signal(Signal::CONT)?;
+            }
             Fault::PowerLoss { .. } => {
                 self.fleet.broker_mut(first).kill().await?;
                 self.fleet.broker(first).disk().lose_power().await?;

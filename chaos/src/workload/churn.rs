@@ -36,10 +36,11 @@ pub async fn churn(shared: Arc<Shared>, replication_factor: i16) -> BTreeMap<Str
         }
         // Cut short by the next phase, which is looked at above.
         let _ = tokio::time::timeout(INTERVAL, phase.changed()).await;
-        if number % 2 == 0 && topics.remove(&name).is_some() {
-            if change(&shared, &mut phase, &Change::Delete(&name)).await {
-                topics.insert(name, false);
-            }
+        if number % 2 == 0
+            && topics.remove(&name).is_some()
+            && change(&shared, &mut phase, &Change::Delete(&name)).await
+        {
+            topics.insert(name, false);
         }
     }
     topics

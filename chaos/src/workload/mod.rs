@@ -188,6 +188,9 @@ impl Workload {
         let mut made = vec![BTreeMap::new(); self.shared.ledger.len()];
         while let Some(end) = self.lanes.join_next().await {
             let end = end?;
+            if end.refused {
+                continue;
+            }
             made[end.place].insert(end.producer, end.made);
             if end.unacknowledged > 0 {
                 let name = self.shared.ledger.name(end.place);

@@ -55,6 +55,8 @@ pub struct LaneEnd {
     pub made: u64,
     /// Records of them that are not acknowledged.
     pub unacknowledged: u64,
+    /// Whether it gave up over an answer that must not be, which was told then.
+    pub refused: bool,
 }
 
 /// Produces until the phase says drain, then settles what is open; ends early when the phase says stop, or a broker
@@ -62,11 +64,13 @@ pub struct LaneEnd {
 pub async fn produce(shared: Arc<Shared>, plan: LanePlan) -> LaneEnd {
     let mut lane = Lane::default();
     let mut work = Work::new(&shared, &plan);
+    let mut refused = false;
     while !work.is_done(&lane) {
         if let Err(error) = work.on_one_connection(&mut lane).await {
             lane.disconnected();
             if error.is::<Final>() {
                 shared.ledger.find(format!("{}: {error}", shared.ledger.name(plan.place)));
+                refused = true;
                 break;
             }
             Counters::add(&shared.counters.retries, 1);
@@ -79,6 +83,7 @@ pub async fn produce(shared: Arc<Shared>, plan: LanePlan) -> LaneEnd {
         place: plan.place,
         made: lane.made(),
         unacknowledged: lane.unacknowledged(),
+        refused,
     }
 }
 
