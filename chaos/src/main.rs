@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
+use millrace_chaos::checks::replicas;
 use millrace_chaos::failover::{self, FailoverArgs};
 use millrace_chaos::run::{self, Place, RunArgs};
 use millrace_chaos::world;
@@ -24,15 +26,11 @@ enum Command {
     Run(RunArgs),
     /// Measures how long clients are without acknowledgements when a broker goes.
     Failover(FailoverArgs),
-}
-
-impl Command {
-    fn place(&self) -> &Place {
-        match self {
-            Self::Run(args) => args.place(),
-            Self::Failover(args) => args.place(),
-        }
-    }
+    /// Lists the logs on the volume of a broker that has ended, as a start would find them.
+    Inspect {
+        /// Its data folder.
+        data_dir: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -47,13 +45,21 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &Command) -> Result<bool> {
-    if let Command::Run(args) = command
-        && args.is_dry()
-    {
-        writeln!(std::io::stdout(), "{}", args.first_schedule())?;
-        return Ok(true);
-    }
-    if command.place().inside.is_none() { outside(command.place()) } else { inside(command) }
+    let place = match command {
+        Command::Run(args) if args.is_dry() => {
+            writeln!(std::io::stdout(), "{}", args.first_schedule())?;
+            return Ok(true);
+        }
+        Command::Inspect { data_dir } => {
+            for line in replicas::inspect(data_dir)? {
+                writeln!(std::io::stdout(), "{line}")?;
+            }
+            return Ok(true);
+        }
+        Command::Run(args) => args.place(),
+        Command::Failover(args) => args.place(),
+    };
+    if place.inside.is_none() { outside(place) } else { inside(command) }
 }
 
 fn outside(place: &Place) -> Result<bool> {
@@ -79,6 +85,7 @@ fn inside(command: &Command) -> Result<bool> {
         match command {
             Command::Run(args) => run::run(args).await,
             Command::Failover(args) => failover::run(args).await,
+            Command::Inspect { .. } => Ok(true),
         }
     })
 }

@@ -63,6 +63,40 @@ impl Drop for StoppedBroker {
     }
 }
 
+/// What lies on the volume of a broker that has ended: one line for each log.
+///
+/// # Errors
+/// The volume or a log cannot be read.
+pub fn inspect(data_dir: &Path) -> Result<Vec<String>> {
+    let broker = StoppedBroker::open(0, data_dir)?;
+    let mut lines = Vec::new();
+    for log in broker.store.list() {
+        let TopicIdPartition { topic_id, partition } = log.partition;
+        let (ends, batches) = read(&broker.store, topic_id, partition)?;
+        let bytes: usize = batches.iter().map(Bytes::len).sum();
+        lines.push(format!(
+            "{topic_id} {partition}: {} to {}, {} batches of {bytes} bytes{}",
+            ends.log_start,
+            ends.durable_end,
+            batches.len(),
+            holes(&ends, &batches).map(|hole| format!("; {hole}")).collect::<String>(),
+        ));
+    }
+    Ok(lines)
+}
+
+/// Offsets that a log ought to have and does not.
+fn holes<'a>(ends: &LogEnds, stored: &'a [Bytes]) -> impl Iterator<Item = String> + 'a {
+    let mut next = ends.log_start;
+    let headers =
+        stored.iter().cloned().flat_map(batches).filter_map(Result::ok).map(|batch| *batch.header());
+    headers.filter_map(move |header| {
+        let expected = std::mem::replace(&mut next, header.next_offset());
+        (header.base_offset > expected)
+            .then(|| format!("offsets {expected} to {} are missing", header.base_offset - 1))
+    })
+}
+
 /// Compares every in-sync replica of every partition with what consumers saw, and with the others byte for byte.
 ///
 /// # Errors
@@ -138,6 +172,7 @@ fn judge(ends: &LogEnds, stored: &[Bytes], seen: &[Seen]) -> Vec<String> {
             first.leader_epoch
         ));
     }
+    findings.extend(holes(ends, stored));
     let different = stored.iter().cloned().find_map(|bytes| differs_from_seen(bytes, seen));
     findings.extend(different);
     findings
@@ -207,6 +242,7 @@ mod tests {
         assert!(judge(&ends(0, 4), &batches, &seen(0..3)).is_empty());
         assert!(judge(&ends(0, 2), &batches[..1], &seen(0..3))[0].contains("ends at 2"));
         assert!(judge(&ends(2, 4), &batches[1..], &seen(0..3))[0].contains("starts at 2"));
+        assert_eq!(judge(&ends(0, 4), &batches[1..], &seen(0..3)), ["offsets 0 to 1 are missing"]);
     }
 
     #[test]
