@@ -21,6 +21,6 @@ read -ra arguments <<<"${CHAOS_ARGUMENTS:-}"
 
 case $part in
   run) exec "$chaos" run --work-dir "$CACHE/chaos" --seed "${SEED:-$RANDOM}" ${MINUTES:+--minutes "$MINUTES"} "${arguments[@]}" ;;
-  short) exec "$chaos" run --work-dir "$CACHE/chaos" --seed 1 --rounds 2 --seconds 25 ;;
+  short) exec "$chaos" run --work-dir "$CACHE/chaos" --seed 4 --rounds 2 --seconds 25 ;;
   failover) exec "$chaos" failover --work-dir "$CACHE/chaos" "${arguments[@]}" ;;
 esac

@@ -274,10 +274,16 @@ async fn settle(fleet: &mut Fleet, workload: &mut Workload, schedule: &Schedule)
             broker.start()?;
         }
     }
+    let healed = Instant::now();
+    let say = |what: &str| eprintln!("  {:6.2} s after healing: {what}", healed.elapsed().as_secs_f64());
     fleet.wait_until_in_service().await.context("after all was healed")?;
+    say("all in service");
     let Settled { made, topics } = workload.settle(DEADLINE).await?;
+    say("all acknowledged");
     let view = wait_until_converged(&fleet.addresses(), DEADLINE).await.context("after all was healed")?;
+    say("all in sync");
     workload.read_to_the_end(DEADLINE).await.context("after all was healed")?;
+    say("all read");
     for (place, made) in made.iter().enumerate() {
         let findings = ledger.partition(place).verify(made);
         findings.into_iter().for_each(|finding| ledger.find_in(place, Err(finding)));
