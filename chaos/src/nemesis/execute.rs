@@ -13,7 +13,7 @@ use crate::fleet::{Fleet, network};
 use crate::workload::Shared;
 
 /// Longest wait for full replication before a volume is lost: more than one at a time may be more than there are copies.
-const REPLICATED_WITHIN: Duration = Duration::from_secs(60);
+const REPLICATED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Longest wait for a broker to notice that its volume fails.
 const FAILS_WITHIN: Duration = Duration::from_secs(15);
@@ -44,6 +44,10 @@ impl<'a> Nemesis<'a> {
         for step in &schedule.steps {
             self.end_until(self.start + step.at).await?;
             let fault = &step.fault;
+            if matches!(fault, Fault::Wipe { .. }) {
+                // Nothing gets replicated while others are hurt.
+                self.end_all().await?;
+            }
             let Some(victims) = self.victims(fault).await else {
                 self.say(&format!("left out, no broker is free for it: {fault}"));
                 continue;
@@ -55,10 +59,16 @@ impl<'a> Nemesis<'a> {
                 self.open.push((Instant::now() + step.lasts, fault.clone(), victims));
             }
         }
+        self.end_all().await?;
+        Ok(self.carried_out)
+    }
+
+    /// Waits until everything is over, and takes it back.
+    async fn end_all(&mut self) -> Result<()> {
         while let Some(last) = self.open.iter().map(|(end, ..)| *end).max() {
             self.end_until(last).await?;
         }
-        Ok(self.carried_out)
+        Ok(())
     }
 
     fn say(&self, what: &str) {
