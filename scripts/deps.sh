@@ -8,6 +8,7 @@ needs=(
   kcat:kcat mvn:maven java:default-jdk-headless shellcheck:shellcheck
   docker:docker.io dockerd:docker.io containerd:containerd runc:runc iptables:iptables
   debootstrap:debootstrap busybox:busybox-static ip:iproute2
+  mkfs.ext4:e2fsprogs unshare:util-linux setpriv:util-linux nsenter:util-linux fsfreeze:util-linux
 )
 
 packages=()
@@ -19,9 +20,9 @@ ldconfig -p | grep -q 'libclang[-.]' || ls /usr/lib/llvm-*/lib/libclang.so* >/de
 python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
 
-# A Docker daemon of somebody else's may answer without dockerd or containerd installed here.
+# A Docker daemon of somebody else's may answer without dockerd or containerd installed here. Root cuts links in tests, by iptables.
 if docker info >/dev/null 2>&1; then
-  mapfile -t packages < <(printf '%s\n' ${packages[@]+"${packages[@]}"} | grep -vxE 'docker.io|containerd|runc|iptables|debootstrap|busybox-static|')
+  mapfile -t packages < <(printf '%s\n' ${packages[@]+"${packages[@]}"} | grep -vxE "docker.io|containerd|runc|$([ "$(id -u)" = 0 ] || echo iptables)|debootstrap|busybox-static|")
 fi
 
 mapfile -t packages < <(printf '%s\n' ${packages[@]+"${packages[@]}"} | sort -u | sed '/^$/d')

@@ -56,6 +56,7 @@ part "chart" make chart
 part "unit tests" make test-unit
 part "clients" make clients
 part "client tests" make test-clients
+part "faults" scripts/chaos.sh short
 part "Kubernetes and node image" e2e/cluster/prepare.sh # waits for the one in the background; tells what failed there
 part "up" make up
 part "tests on the cluster" make test-e2e

@@ -88,7 +88,8 @@ fn open_logs(store: &Arc<dyn LogStore>, mode: Mode) -> Vec<ChildsLog> {
         let listener: Arc<dyn LogListener> = Arc::clone(&printer) as Arc<dyn LogListener>;
         let opened = store.open(partition(number(log)), mode.settings(log), Arc::downgrade(&listener));
         let opened = opened.unwrap().log;
-        printer.durable_end_moved(opened.ends().durable_end);
+        let ends = opened.ends();
+        printer.durable_end_moved(ends.durable_end, ends.durable_bytes);
         tell("started", log, opened.ends().log_start);
         ChildsLog { log: opened, printer }
     };

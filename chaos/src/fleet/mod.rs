@@ -1,0 +1,189 @@
+//! The fleet: brokers that are hosts of their own, and everything that can be done to them.
+//!
+//! One task owns it and works through one thing at a time; clients only know addresses. Waiting is always for a
+//! condition, with a deadline.
+
+pub mod broker;
+pub mod clock;
+pub mod disk;
+pub mod management;
+pub mod network;
+pub mod shell;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use tokio::time::Instant;
+
+use broker::Broker;
+
+/// Time within which whatever must come to be has come to be, on the slowest machine.
+pub const DEADLINE: Duration = Duration::from_secs(90);
+
+/// Time between two looks at a condition.
+const POLL: Duration = Duration::from_millis(25);
+
+const CLUSTER_ID: &str = "AAAAAAAAAAAAAAAAAAAAAQ";
+
+/// What a fleet is like.
+#[derive(Clone, Debug)]
+pub struct FleetPlan {
+    /// Number of brokers; the first three form the quorum.
+    pub brokers: usize,
+    /// The broker's program.
+    pub program: PathBuf,
+    /// Folder for volumes, configuration and logs.
+    pub folder: PathBuf,
+    /// Names the run's control groups.
+    pub run: u32,
+    /// Lines of every broker's configuration.
+    pub settings: Vec<String>,
+    /// Whether brokers have clocks that can be set.
+    pub own_clocks: bool,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Fleet {
+    brokers: Vec<Broker>,
+}
+
+impl Fleet {
+    /// Makes hosts and volumes, starts all brokers, forms their quorum, and waits until all are in service.
+    ///
+    /// # Errors
+    /// A tool fails, or a broker does not come up.
+    pub async fn start(plan: &FleetPlan) -> Result<Self> {
+        ensure!((1..=9).contains(&plan.brokers), "a fleet has 1 to 9 brokers");
+        let mut brokers = Vec::new();
+        for number in 0..plan.brokers {
+            network::create_host(number).await?;
+            brokers.push(Broker::create(plan, number).await?);
+        }
+        let mut fleet = Self { brokers };
+        for number in 0..plan.brokers {
+            fleet.brokers[number].start()?;
+        }
+        fleet.form_quorum(plan.brokers.min(3)).await?;
+        fleet.wait_until_in_service().await?;
+        Ok(fleet)
+    }
+
+    async fn form_quorum(&self, voters: usize) -> Result<()> {
+        let mut members = Vec::new();
+        for number in 0..voters {
+            let identity = until("a broker to tell its identity", DEADLINE, async || {
+                management::get(number, "/v1/identity").await.ok()
+            })
+            .await?;
+            members.push(json!({"raftNodeId": identity["raftNodeId"], "address": identity["address"]}));
+        }
+        let body = json!({"clusterId": CLUSTER_ID, "voters": members});
+        management::post(0, "/v1/quorum/bootstrap", &body).await.context("forming the quorum").map(drop)
+    }
+
+    /// Number of brokers.
+    pub fn len(&self) -> usize {
+        self.brokers.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.brokers.is_empty()
+    }
+
+    /// A broker.
+    ///
+    /// # Panics
+    /// There is none of that number.
+    pub fn broker(&self, number: usize) -> &Broker {
+        &self.brokers[number]
+    }
+
+    /// A broker, to do something to it.
+    ///
+    /// # Panics
+    /// There is none of that number.
+    pub fn broker_mut(&mut self, number: usize) -> &mut Broker {
+        &mut self.brokers[number]
+    }
+
+    /// All brokers.
+    pub fn brokers_mut(&mut self) -> &mut [Broker] {
+        &mut self.brokers
+    }
+
+    /// Where clients find each broker.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        (0..self.brokers.len()).map(client_address).collect()
+    }
+
+    /// The broker that is the controller, as far as anyone knows; asks everybody in turn.
+    pub async fn controller(&self) -> Option<usize> {
+        for number in 0..self.brokers.len() {
+            let Ok(view) = management::get(number, "/v1/cluster").await else { continue };
+            if let Some(id) = view["controllerId"].as_u64().and_then(|id| usize::try_from(id).ok()) {
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    /// Waits until every broker says that it is ready, and that all others are in service.
+    ///
+    /// # Errors
+    /// One does not in time; says which, and what it says instead.
+    pub async fn wait_until_in_service(&mut self) -> Result<()> {
+        for number in 0..self.brokers.len() {
+            self.brokers[number].wait_until_ready().await?;
+        }
+        Ok(())
+    }
+
+    /// Kills what still runs, lets go of the volumes and the hosts.
+    ///
+    /// # Errors
+    /// A volume is still in use.
+    pub async fn tear_down(mut self) -> Result<()> {
+        for broker in &mut self.brokers {
+            broker.kill().await?;
+            broker.disk().unmount().await?;
+        }
+        for number in 0..self.brokers.len() {
+            network::remove_host(number).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Where clients find a broker.
+pub fn client_address(number: usize) -> SocketAddr {
+    SocketAddr::from((network::address(number), broker::CLIENT_PORT))
+}
+
+/// Calls `attempt` until it gives a value.
+///
+/// # Errors
+/// The time is over.
+pub async fn until<T>(
+    what: &str,
+    within: Duration,
+    mut attempt: impl AsyncFnMut() -> Option<T>,
+) -> Result<T> {
+    let deadline = Instant::now() + within;
+    loop {
+        if let Some(value) = attempt().await {
+            return Ok(value);
+        }
+        ensure!(Instant::now() < deadline, "waited {within:?} for {what}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Folder of broker `number` below that of the fleet.
+pub fn broker_folder(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("broker-{number}"))
+}

@@ -1,0 +1,259 @@
+//! What goes on all the time: idempotent producers, consumers, topics that come and go, and the ledger of it all.
+
+pub mod churn;
+pub mod consumer;
+pub mod lane;
+pub mod ledger;
+pub mod producer;
+pub mod record;
+pub mod routes;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use millrace_protocol::ErrorCode;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::client::{Connection, Topic};
+use crate::fleet::until;
+use ledger::{Ledger, PartitionName};
+use producer::{LaneEnd, LanePlan};
+use routes::Routes;
+
+/// Time for what one request can do when nothing is wrong.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What producers do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Make records.
+    Produce,
+    /// Settle what is not acknowledged.
+    Drain,
+    /// End.
+    Stop,
+}
+
+/// What a workload is like.
+#[derive(Clone, Debug)]
+pub struct WorkloadPlan {
+    /// Topics to write to; they are created.
+    pub topics: Vec<Topic>,
+    /// Producers, each with a lane to every partition.
+    pub producers: u16,
+    /// Time between two batches of a lane.
+    pub interval: Duration,
+    /// Most records in a batch.
+    pub max_records: u16,
+    /// Where sizes come from.
+    pub seed: u64,
+    /// Pause of a client after an error (`retry.backoff.ms`).
+    pub retry_backoff: Duration,
+    /// Replicas of topics that come and go; `None` leaves such topics out.
+    pub churn: Option<i16>,
+}
+
+/// What tasks of the workload have in common.
+#[derive(Debug)]
+pub struct Shared {
+    /// Where each broker is, by broker id.
+    pub addresses: Vec<SocketAddr>,
+    /// What was acknowledged and seen.
+    pub ledger: Arc<Ledger>,
+    /// Who leads what.
+    pub routes: Arc<Routes>,
+    /// What producers do.
+    pub phase: watch::Sender<Phase>,
+    /// Pause of a client after an error.
+    pub retry_backoff: Duration,
+    /// Figures.
+    pub counters: Counters,
+}
+
+/// Figures of a workload.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections given up for an error.
+    pub retries: AtomicU64,
+    /// Records read, each as often as it was.
+    pub read: AtomicU64,
+    /// Errors that producers were answered.
+    pub errors: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Counters {
+    /// Counts.
+    pub fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Counts an answer that means to try again.
+    pub fn refused(&self, error: ErrorCode) {
+        *self.errors.lock().unwrap_or_else(PoisonError::into_inner).entry(error.name()).or_default() += 1;
+    }
+
+    /// Errors that producers were answered since this was last asked.
+    pub fn take_errors(&self) -> BTreeMap<&'static str, u64> {
+        std::mem::take(&mut self.errors.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A workload that runs. Dropping it ends all of its tasks.
+#[derive(Debug)]
+pub struct Workload {
+    shared: Arc<Shared>,
+    lanes: JoinSet<LaneEnd>,
+    churn: Option<JoinHandle<BTreeMap<String, bool>>>,
+    /// Tasks without an end of their own.
+    readers: JoinSet<()>,
+}
+
+/// What is known once all producers have settled.
+#[derive(Debug)]
+pub struct Settled {
+    /// Records that each producer made, by place of the partition.
+    pub made: Vec<BTreeMap<u16, u64>>,
+    /// Whether topics that came and went are to be there.
+    pub topics: BTreeMap<String, bool>,
+}
+
+impl Workload {
+    /// Creates the topics and starts everything.
+    ///
+    /// # Errors
+    /// A topic cannot be created, or a producer gets no id.
+    pub async fn start(addresses: Vec<SocketAddr>, plan: &WorkloadPlan) -> Result<Self> {
+        for topic in &plan.topics {
+            create(&addresses, topic).await?;
+        }
+        let names = plan.topics.iter().flat_map(|topic| {
+            let name = |partition| PartitionName { topic: topic.name.clone(), partition };
+            (0..topic.partitions).map(name)
+        });
+        let ledger = Arc::new(Ledger::new(names.collect()));
+        let routes = Arc::new(Routes::new(Arc::clone(&ledger)));
+        let mut readers = JoinSet::new();
+        for address in &addresses {
+            readers.spawn(Arc::clone(&routes).follow(*address));
+        }
+        let mut connection = Connection::open(addresses[0]).await?;
+        let mut producers = Vec::new();
+        for _ in 0..plan.producers {
+            producers.push(connection.init_producer_id(TIMEOUT).await.context("getting a producer id")?);
+        }
+        let (phase, retry_backoff) = (watch::Sender::new(Phase::Produce), plan.retry_backoff);
+        let counters = Counters::default();
+        let shared = Arc::new(Shared { addresses, ledger, routes, phase, retry_backoff, counters });
+        let mut lanes = JoinSet::new();
+        for place in 0..shared.ledger.len() {
+            for (producer, producer_id) in (0..).zip(&producers) {
+                let lane = LanePlan {
+                    producer,
+                    producer_id: *producer_id,
+                    place,
+                    interval: plan.interval,
+                    max_records: plan.max_records,
+                    seed: plan.seed ^ (place as u64) << 16 ^ u64::from(producer),
+                };
+                lanes.spawn(producer::produce(Arc::clone(&shared), lane));
+            }
+            readers.spawn(consumer::follow(Arc::clone(&shared), place));
+        }
+        readers.spawn(consumer::read_again(Arc::clone(&shared)));
+        let churn = plan.churn.map(|replicas| tokio::spawn(churn::churn(Arc::clone(&shared), replicas)));
+        Ok(Self { shared, lanes, churn, readers })
+    }
+
+    /// What its tasks share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Stops making records and waits until all that were made are acknowledged. What is not in time is a finding.
+    ///
+    /// # Errors
+    /// A task has panicked.
+    pub async fn settle(&mut self, within: Duration) -> Result<Settled> {
+        self.shared.phase.send_replace(Phase::Drain);
+        let phase = self.shared.phase.clone();
+        let stop = tokio::spawn(async move {
+            tokio::time::sleep(within).await;
+            phase.send_replace(Phase::Stop);
+        });
+        let mut made = vec![BTreeMap::new(); self.shared.ledger.len()];
+        while let Some(end) = self.lanes.join_next().await {
+            let end = end?;
+            if end.refused {
+                continue;
+            }
+            made[end.place].insert(end.producer, end.made);
+            if end.unacknowledged > 0 {
+                let name = self.shared.ledger.name(end.place);
+                self.shared.ledger.find(format!(
+                    "{name}: {} records of producer {} are still not acknowledged {within:?} after all was healed",
+                    end.unacknowledged, end.producer
+                ));
+            }
+        }
+        let topics = match self.churn.take() {
+            Some(churn) => churn.await?,
+            None => BTreeMap::new(),
+        };
+        stop.abort();
+        Ok(Settled { made, topics })
+    }
+
+    /// Waits until consumers have seen everything up to the high watermarks.
+    ///
+    /// # Errors
+    /// They have not in time, which includes leaders that do not answer.
+    pub async fn read_to_the_end(&self, within: Duration) -> Result<()> {
+        let ledger = &self.shared.ledger;
+        let mut last = String::new();
+        let read = until("consumers to read everything", within, async || {
+            match tokio::time::timeout(TIMEOUT, consumer::ends(&self.shared)).await {
+                Ok(Ok(ends)) => {
+                    let behind = (0..ledger.len()).find(|&p| ledger.partition(p).seen_end() < ends[p]);
+                    let Some(place) = behind else { return Some(()) };
+                    let (seen, end) = (ledger.partition(place).seen_end(), ends[place]);
+                    last = format!("{}: seen up to {seen} of {end}", ledger.name(place));
+                }
+                Ok(Err(error)) => last = format!("{error:#}"),
+                Err(_) => "a leader does not tell its end".clone_into(&mut last),
+            }
+            None
+        });
+        read.await.context(last.clone())
+    }
+
+    /// Ends all tasks and waits until they have ended.
+    pub async fn stop(mut self) -> Arc<Shared> {
+        self.shared.phase.send_replace(Phase::Stop);
+        self.readers.shutdown().await;
+        self.lanes.shutdown().await;
+        self.shared
+    }
+}
+
+/// Creates a topic, asking until it is there.
+async fn create(addresses: &[SocketAddr], topic: &Topic) -> Result<()> {
+    let mut last = ErrorCode::None;
+    let mut next = addresses.iter().cycle();
+    until("a topic to be created", TIMEOUT * 3, async || {
+        let mut connection = Connection::open(*next.next()?).await.ok()?;
+        last = connection.create_topic(topic, TIMEOUT).await.ok()?;
+        match last {
+            ErrorCode::None | ErrorCode::TopicAlreadyExists => Some(Ok(())),
+            error if error.is_retriable() || error == ErrorCode::InvalidReplicationFactor => None,
+            error => Some(Err(error)),
+        }
+    })
+    .await
+    .with_context(|| format!("{}: {}", topic.name, last.name()))?
+    .or_else(|error| bail!("creating topic {}: {}", topic.name, error.name()))
+}
