@@ -14,6 +14,7 @@
 //!   as its leader.
 //! - No log is deleted on a guess: see [`manager`].
 
+pub mod cleaner;
 pub mod manager;
 pub mod partition;
 pub mod producer_state;
@@ -29,6 +30,7 @@ use millrace_protocol::{ErrorCode, RecordBytes};
 use crate::metadata::image::{BrokerId, TopicIdPartition};
 use crate::storage::{EpochEnd, LogSettings};
 
+pub use cleaner::{CleanerOptions, LogCleaner};
 pub use manager::{HostedLog, PendingProduce, ReplicaManager, ReplicaManagerOptions};
 pub use partition::Partition;
 pub use validate::RecordError;

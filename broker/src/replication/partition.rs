@@ -4,6 +4,7 @@
 //! batch) and never across a wait. Offsets therefore follow the order in which appends got the mutex, and the log
 //! gets them in that order.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -441,6 +442,11 @@ impl Partition {
         let state = self.state.lock();
         // Under the lock no append comes between the two.
         StateSnapshot { offset: self.log.ends().log_end, bytes: state.producers.encode() }
+    }
+
+    /// Offset of the last record of each producer that is known.
+    pub fn last_offsets_of_producers(&self) -> HashMap<i64, i64> {
+        self.state.lock().producers.last_offsets().collect()
     }
 
     /// Forgets producers idle for longer than `limit_ms`.

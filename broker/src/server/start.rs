@@ -31,7 +31,7 @@ use crate::metadata::service::{
     BrokerFacts, BrokerState, Member, MetadataOptions, MetadataService, VoterPolicy,
 };
 use crate::metrics::Metrics;
-use crate::replication::{ReplicaManager, ReplicaManagerOptions};
+use crate::replication::{CleanerOptions, LogCleaner, ReplicaManager, ReplicaManagerOptions};
 use crate::security::tls::{self, Tls};
 use crate::storage::journal::{JournalStore, JournalStoreOptions};
 use crate::telemetry;
@@ -188,6 +188,7 @@ struct Broker {
     health: Health,
     metadata: MetadataService,
     replicas: ReplicaManager,
+    cleaner: LogCleaner,
     clients: ServerContext,
     /// Ends what serves the inside: the internal listener, probes, certificate watching.
     inside: CancellationToken,
@@ -269,6 +270,7 @@ impl Broker {
 
         let replicas =
             start_replicas(&config, &metadata, volume_uuid, volume_path, &inside_tasks, &inside).await?;
+        let cleaner = start_cleaner(&config, &replicas, &metrics);
         let clients = ServerContext::new(config.connections.clone(), metrics, CancellationToken::new());
         inside_tasks.spawn(watch_health(
             health.clone(),
@@ -277,7 +279,9 @@ impl Broker {
             metadata.handle(),
             inside.clone(),
         ));
-        Ok((Self { config, mode, health, metadata, replicas, clients, inside, inside_tasks }, listeners))
+        let broker =
+            Self { config, mode, health, metadata, replicas, cleaner, clients, inside, inside_tasks };
+        Ok((broker, listeners))
     }
 
     /// Serves clients once the quorum has granted a broker id; never returns but by an error.
@@ -345,6 +349,7 @@ impl Broker {
         if tokio::time::timeout(DRAIN_TIMEOUT, self.clients.tasks.wait()).await.is_err() {
             tracing::warn!(open = self.clients.tasks.len(), "connections did not end in time");
         }
+        self.cleaner.stop().await;
         self.replicas.shutdown().await;
         self.inside.cancel();
         self.inside_tasks.close();
@@ -407,7 +412,12 @@ async fn start_replicas(
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<ReplicaManager, Failure> {
-    let open = move || JournalStore::open(&volume_path, volume_uuid, JournalStoreOptions::default());
+    let options = JournalStoreOptions {
+        segment_bytes: config.journal_segment_bytes,
+        tail_cache_bytes: config.journal_tail_cache_bytes,
+        ..JournalStoreOptions::default()
+    };
+    let open = move || JournalStore::open(&volume_path, volume_uuid, options);
     let store = tokio::task::spawn_blocking(open)
         .await
         .map_err(|error| Failure::runtime(format!("opening the record store: {error}")))?
@@ -426,6 +436,17 @@ async fn start_replicas(
         checkpoint_interval: CHECKPOINT_INTERVAL,
         producer_id_expiration: config.producer_id_expiration,
     }))
+}
+
+fn start_cleaner(config: &BrokerConfig, replicas: &ReplicaManager, metrics: &Metrics) -> LogCleaner {
+    let options = CleanerOptions {
+        threads: config.cleaner.threads,
+        backoff: config.cleaner.backoff,
+        dedupe_buffer_bytes: config.cleaner.dedupe_buffer_bytes,
+        io_max_bytes_per_second: config.cleaner.io_max_bytes_per_second,
+        clock: Arc::new(unix_time_ms),
+    };
+    LogCleaner::start(replicas.clone(), options, metrics.cleaner())
 }
 
 fn unix_time_ms() -> i64 {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Shared;
-use super::frame::{Entry, Run};
+use super::frame::Run;
 use super::keys::PlacedRun;
 use super::recovery::frames;
 use super::segments::Segment;
@@ -68,7 +68,8 @@ pub(super) fn rewrite_thin_segments(shared: &Shared) -> Result<(), StorageError>
 fn rewrite(shared: &Shared, segment: &Arc<Segment>) -> Result<(), StorageError> {
     let mut live = Vec::new();
     frames(segment, shared.volume, |placed| {
-        if let Entry::Append(partition, run) | Entry::Move(partition, run) = placed.entry
+        let partition = placed.entry.partition();
+        if let Some(run) = placed.entry.run()
             && let Some(found) = shared.index.run_at_or_before(partition, run.base_offset)?
             && (found.run.base_offset, found.segment, found.position)
                 == (run.base_offset, segment.id, placed.position)
