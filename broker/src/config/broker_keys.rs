@@ -58,7 +58,7 @@ pub(super) const BROKER_KEYS: &[KeyDef] = &[
     KeyDef::new("inter.broker.listener.name", String, "FLEET", "Listener that brokers use among themselves.").check(NotEmpty),
     KeyDef::new("listener.security.protocol.map", List, "PLAINTEXT:PLAINTEXT,SSL:SSL", "How each listener is secured: NAME:PLAINTEXT or NAME:SSL."),
     KeyDef::unset("listeners", List, "Addresses to listen on, as NAME://host:port; an empty host means all of them.").check(NotEmpty),
-    KeyDef::new("log.cleaner.backoff.ms", Long, "15000", "Rest of a compaction thread when no log is due.").check(AtLeast(0)),
+    KeyDef::new("log.cleaner.backoff.ms", Long, "15000", "Rest of a compaction thread when no log is due, and of a log that has just been compacted.").check(AtLeast(0)),
     KeyDef::new("log.cleaner.dedupe.buffer.size", Long, "134217728", "Memory for the keys of the logs that are being compacted, over all threads; a log with more keys is gone through several times.").check(AtLeast(1)),
     KeyDef::new("log.cleaner.delete.retention.ms", Long, "86400000", "How long a tombstone stays readable in a compacted topic.").check(AtLeast(0)).dynamic(),
     KeyDef::new("log.cleaner.enable", Boolean, "true", "Whether logs are compacted whose policy says so."),

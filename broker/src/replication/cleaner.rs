@@ -1,12 +1,13 @@
 //! Compacts the logs of this broker in the background (`cleanup.policy=compact`, rules C1–C4).
 //!
 //! Each replica compacts its own log. A few threads take the log that needs it most, one log at a time, and rest when
-//! none is due. Which log that is, and what stays of it, is decided in [`crate::storage::compaction`].
+//! none is due. No log is taken again before that rest is over: where few keys are written often, a log is dirty again
+//! at once, and Apache Kafka would not look at it before its segment is full. Which log that is, and what stays of it, is decided in [`crate::storage::compaction`].
 //!
 //! A log that cannot be compacted, because stored bytes are damaged, is reported, counted and left alone until the
 //! broker is restarted; it goes on taking records.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,7 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(50);
 pub struct CleanerOptions {
     /// Logs compacted at a time (`log.cleaner.threads`).
     pub threads: usize,
-    /// Rest when no log is due (`log.cleaner.backoff.ms`).
+    /// Rest when no log is due, and of each log after it was compacted (`log.cleaner.backoff.ms`).
     pub backoff: Duration,
     /// Memory for keys, of all threads together (`log.cleaner.dedupe.buffer.size`).
     pub dedupe_buffer_bytes: usize,
@@ -64,6 +65,8 @@ struct Inner {
 struct State {
     in_progress: HashSet<TopicIdPartition>,
     uncleanable: HashSet<TopicIdPartition>,
+    /// When logs were compacted last, if that is less than the back-off ago.
+    done: HashMap<TopicIdPartition, Instant>,
 }
 
 impl LogCleaner {
@@ -113,13 +116,17 @@ impl Inner {
         let now_ms = (self.options.clock)();
         let Some(partition) = self.take_dirtiest(now_ms) else { return false };
         let worked = self.compact(&partition, now_ms);
-        self.state.lock().in_progress.remove(&partition.id());
+        let mut state = self.state.lock();
+        state.in_progress.remove(&partition.id());
+        state.done.insert(partition.id(), Instant::now());
         worked
     }
 
     fn take_dirtiest(&self, now_ms: i64) -> Option<Arc<Partition>> {
         let partitions = self.replicas.online();
         let mut state = self.state.lock();
+        let backoff = self.options.backoff;
+        state.done.retain(|_, at| at.elapsed() < backoff);
         state.uncleanable.retain(|id| partitions.iter().any(|partition| partition.id() == *id));
         let (mut logs, mut max_lag_ms) = (Vec::new(), 0);
         for partition in partitions {
@@ -128,10 +135,11 @@ impl Inner {
             if state.in_progress.contains(&id) || state.uncleanable.contains(&id) {
                 continue;
             }
+            let rests = state.done.contains_key(&id);
             match partition.log().dirt(partition.high_watermark(), now_ms) {
                 Ok(dirt) => {
                     max_lag_ms = max_lag_ms.max(dirt.lag_ms(now_ms));
-                    logs.push((partition, dirt, settings));
+                    logs.extend((!rests).then_some((partition, dirt, settings)));
                 }
                 Err(StorageError::Gone | StorageError::Failed(_) | StorageError::Closed) => {}
                 Err(error) => {

@@ -26,9 +26,9 @@ pub(crate) use compaction::{
     a_compacted_log_that_is_deleted_is_gone, a_cut_in_a_gap_ends_the_log_with_what_is_before_it,
     a_log_takes_gaps_and_reads_over_them, a_log_without_the_policy_is_left_alone,
     a_record_without_a_value_goes_in_a_later_compaction_c2,
-    an_interrupted_compaction_loses_nothing_and_the_next_ends_it,
-    compaction_keeps_the_last_record_of_each_key_c4, keys_that_do_not_fit_take_several_passes,
-    readers_are_served_during_a_compaction, the_last_batches_of_producers_and_of_the_log_stay_c3,
+    an_interrupted_compaction_loses_nothing_and_the_next_ends_it, compacted,
+    compaction_keeps_the_last_record_of_each_key_c4, job, keys_that_do_not_fit_take_several_passes,
+    readers_are_served_during_a_compaction, records, the_last_batches_of_producers_and_of_the_log_stay_c3,
     the_size_is_that_of_what_is_left_r2, times_are_found_in_a_compacted_log_o2_o3,
     what_is_cut_or_deleted_during_a_compaction_stays_so, what_is_young_or_not_replicated_is_left_alone_c1,
 };

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
@@ -9,16 +9,17 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use millrace_protocol::records::BatchHeader;
+use millrace_protocol::records::{BatchHeader, Compression};
 use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::sim_disk::SimDisk;
 use super::*;
 use crate::storage::batch::parse_header;
-use crate::storage::batch::samples::batch;
+use crate::storage::batch::samples::{batch, keyed_batch};
 use crate::storage::conformance::{
-    self, Opened, Volume, conformance_tests, kept_for_ever, open, partition, try_open,
+    self, Opened, Volume, compacted, conformance_tests, job, kept_for_ever, open, partition, records,
+    try_open,
 };
 use crate::storage::{AppendBatch, Durability, ReadRange};
 
@@ -307,6 +308,35 @@ fn segments_in_which_little_is_left_are_rewritten_sorted_by_log() {
     let store = volume.open();
     let few: Vec<_> = [1, 2].map(|number| try_open(&store, number, settings).unwrap()).into();
     check(&few);
+}
+
+#[test]
+fn a_compacted_log_takes_no_more_space_than_twice_what_is_left_of_it() {
+    let (volume, disk) =
+        Directory::simulated(JournalStoreOptions { segment_bytes: Some(64 << 10), ..options() });
+    let store = volume.open();
+    let log = open(&store, compacted());
+    let record = |key: usize| {
+        let key = key.to_be_bytes();
+        keyed_batch(Compression::None, (-1, -1, -1), &[(&key[..], Some(&[7; 900][..]))])
+    };
+    let mut most = 0;
+    for round in 0..40_usize {
+        // Ten keys are written over and over, and one of each round only once.
+        (0..100).for_each(|number| log.append(&[record(number % 10)], 0));
+        log.append(&[record(1_000 + round)], 0);
+        let end = log.log.ends().durable_end;
+        log.log.compact(&job(end, &HashMap::new())).unwrap();
+        let entry = CheckpointEntry { partition: partition(0), state: None };
+        store.checkpoint(vec![entry], round as u64).unwrap();
+        most = most.max(disk.file_count());
+    }
+    let left = records(&log, 0);
+    assert_eq!(left.len(), 50);
+    assert!(log.log.size() < 60_000, "{}", log.log.size());
+    assert!(most <= 16, "{most} files of 64 KiB for less than one of live data, after 3.7 MB");
+    store.close();
+    assert_eq!(records(&open(&volume.open(), compacted()), 0), left);
 }
 
 fn all() -> ReadRange {
