@@ -273,3 +273,8 @@ fn total(runs: &[PlacedRun]) -> u64 {
 fn holes(before: i64, span: (u64, u64), bytes: u64) -> i64 {
     before.wrapping_add_unsigned(bytes).wrapping_sub(span.1.wrapping_sub(span.0).cast_signed())
 }
+
+#[cfg(test)]
+#[path = "changes_test.rs"]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod tests;

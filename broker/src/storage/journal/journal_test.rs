@@ -339,6 +339,35 @@ fn a_compacted_log_takes_no_more_space_than_twice_what_is_left_of_it() {
     assert_eq!(records(&open(&volume.open(), compacted()), 0), left);
 }
 
+#[test]
+fn segments_in_which_little_but_compacted_runs_is_left_are_rewritten() {
+    let (volume, disk) =
+        Directory::simulated(JournalStoreOptions { segment_bytes: Some(64 << 10), ..options() });
+    let store = volume.open();
+    let bulk = open(&store, kept_for_ever());
+    let record = keyed_batch(Compression::None, (-1, -1, -1), &[(&b"key"[..], Some(&[7; 900][..]))]);
+    let compacted_logs: Vec<_> = (1..=60)
+        .map(|number| {
+            let log = try_open(&store, number, compacted()).unwrap();
+            log.append(&[record.clone(), record.clone()], 0);
+            log.log.compact(&job(2, &HashMap::new())).unwrap();
+            bulk.append(&[batch(1, &[3; 40_000])], 0);
+            log
+        })
+        .collect();
+    let before = disk.file_count();
+    bulk.log.set_log_start(60).unwrap();
+    let entry = || CheckpointEntry { partition: partition(0), state: None };
+    // What a checkpoint has rewritten can be used again after the next.
+    (0..6).for_each(|known_at| store.checkpoint(vec![entry()], known_at).unwrap());
+    let after = disk.file_count();
+    assert!(before >= 60 && after <= 14, "{before} files before, {after} after, for 60 KB that live");
+    for log in &compacted_logs {
+        assert_eq!(records(log, 0).len(), 1);
+        assert_eq!(log.log.size(), log.bytes_of_all(0));
+    }
+}
+
 fn all() -> ReadRange {
     ReadRange { offset: 0, until: i64::MAX, max_bytes: 1 << 20, at_least_one: true }
 }
