@@ -362,6 +362,26 @@ pub(crate) fn times_are_found_in_a_compacted_log_o2_o3(volume: &dyn Volume) {
     check(&open(&volume.open(), compacted()));
 }
 
+pub(crate) fn a_time_is_found_before_runs_that_were_compacted_o2(volume: &dyn Volume) {
+    let store = volume.open();
+    let log = open(&store, compacted());
+    append_apart(&log, &[timed("once", 900, -1)]);
+    for key in 0..6_u8 {
+        let mut builder = BatchBuilder::new(Compression::None);
+        for key in [&[key][..], b"often"] {
+            let record =
+                NewRecord { timestamp: 10, key: Some(key), value: Some(b"1"), ..NewRecord::default() };
+            builder.push(record);
+        }
+        append_apart(&log, &[builder.build()]);
+    }
+    assert_eq!(compact(&log).removed_records, 5);
+    store.close();
+    let log = open(&volume.open(), compacted());
+    let found = log.log.batch_by_time(500, 0).expect("readable").expect("the first");
+    assert_eq!(BatchHeader::parse(&found).expect("a batch").base_offset, 0);
+}
+
 fn timed(key: &str, timestamp: i64, producer: i64) -> Bytes {
     let mut builder = BatchBuilder::new(Compression::None);
     if producer >= 0 {
