@@ -28,6 +28,52 @@ pub struct Metrics {
     accepted: Family<ListenerLabels, Counter>,
     refused: Family<ReasonLabels, Counter>,
     closed: Family<ReasonLabels, Counter>,
+    cleaner: CleanerMetrics,
+}
+
+/// What the compaction of logs counts with.
+#[derive(Clone, Debug, Default)]
+pub struct CleanerMetrics {
+    /// Logs that cannot be compacted.
+    pub uncleanable_logs: Gauge,
+    /// Age in seconds of the oldest record that could be compacted and is not, over all logs.
+    pub max_dirty_lag_seconds: Gauge,
+    /// Bytes read.
+    pub read: Counter,
+    /// Bytes written.
+    pub written: Counter,
+    /// Bytes by which logs have become smaller.
+    pub removed: Counter,
+}
+
+impl CleanerMetrics {
+    fn register(&self, registry: &mut Registry) {
+        let Self { uncleanable_logs, max_dirty_lag_seconds, read, written, removed } = self;
+        registry.register(
+            "log_cleaner_uncleanable_logs",
+            "Logs that cannot be compacted before a restart, because of damaged records",
+            uncleanable_logs.clone(),
+        );
+        registry.register_with_unit(
+            "log_cleaner_max_dirty_lag",
+            "Age of the oldest record that could be compacted and is not",
+            Unit::Seconds,
+            max_dirty_lag_seconds.clone(),
+        );
+        registry.register_with_unit("log_cleaner_read", "Read by compactions", Unit::Bytes, read.clone());
+        registry.register_with_unit(
+            "log_cleaner_written",
+            "Written by compactions",
+            Unit::Bytes,
+            written.clone(),
+        );
+        registry.register_with_unit(
+            "log_cleaner_removed",
+            "Bytes by which compactions have made logs smaller",
+            Unit::Bytes,
+            removed.clone(),
+        );
+    }
 }
 
 /// What one listener's connections count with, looked up once for all of them.
@@ -111,6 +157,8 @@ impl Metrics {
         registry.register("connections_accepted", "Client connections that came in", accepted.clone());
         registry.register("connections_refused", "Client connections over a limit", refused.clone());
         registry.register("connections_closed", "Client connections that this side ended", closed.clone());
+        let cleaner = CleanerMetrics::default();
+        cleaner.register(&mut registry);
         Self {
             registry: Arc::new(registry),
             requests,
@@ -122,6 +170,7 @@ impl Metrics {
             accepted,
             refused,
             closed,
+            cleaner,
         }
     }
 
@@ -146,6 +195,11 @@ impl Metrics {
             connections: self.connections.get_or_create(&labels).clone(),
             accepted: self.accepted.get_or_create(&labels).clone(),
         }
+    }
+
+    /// What the compaction of logs counts with.
+    pub fn cleaner(&self) -> CleanerMetrics {
+        self.cleaner.clone()
     }
 
     /// A connection was over a limit.

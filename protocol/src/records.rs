@@ -9,6 +9,7 @@
 
 mod batch;
 mod builder;
+mod compaction;
 mod compression;
 mod header;
 mod record;

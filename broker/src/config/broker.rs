@@ -72,6 +72,12 @@ pub struct BrokerConfig {
     pub retention_check_interval: Duration,
     /// `producer.id.expiration.ms`.
     pub producer_id_expiration: Duration,
+    /// How logs are compacted.
+    pub cleaner: CleanerConfig,
+    /// `log.journal.segment.bytes`.
+    pub journal_segment_bytes: Option<u64>,
+    /// `log.journal.tail.cache.bytes`.
+    pub journal_tail_cache_bytes: usize,
     /// Every key that was set, in the form in which it is shown.
     settings: BTreeMap<String, String>,
 }
@@ -89,6 +95,19 @@ pub struct ConnectionLimits {
     pub max_request_bytes: usize,
     /// `socket.listen.backlog.size`.
     pub listen_backlog: u32,
+}
+
+/// How logs are compacted, beyond what their topics say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CleanerConfig {
+    /// `log.cleaner.threads`; 0 if `log.cleaner.enable` is false.
+    pub threads: usize,
+    /// `log.cleaner.backoff.ms`.
+    pub backoff: Duration,
+    /// `log.cleaner.dedupe.buffer.size`.
+    pub dedupe_buffer_bytes: usize,
+    /// `log.cleaner.io.max.bytes.per.second`.
+    pub io_max_bytes_per_second: f64,
 }
 
 impl BrokerConfig {
@@ -270,6 +289,21 @@ impl BrokerConfig {
                 .then(|| Duration::from_secs(values.number("leader.imbalance.check.interval.seconds"))),
             retention_check_interval: values.millis("log.retention.check.interval.ms"),
             producer_id_expiration: values.millis("producer.id.expiration.ms"),
+            cleaner: CleanerConfig {
+                threads: if values.flag("log.cleaner.enable") {
+                    values.number("log.cleaner.threads")
+                } else {
+                    0
+                },
+                backoff: values.millis("log.cleaner.backoff.ms"),
+                dedupe_buffer_bytes: values.number("log.cleaner.dedupe.buffer.size"),
+                io_max_bytes_per_second: values
+                    .text("log.cleaner.io.max.bytes.per.second")
+                    .parse()
+                    .unwrap_or(f64::MAX),
+            },
+            journal_segment_bytes: get("log.journal.segment.bytes").and_then(|text| text.parse().ok()),
+            journal_tail_cache_bytes: values.number("log.journal.tail.cache.bytes"),
             settings,
         })
     }

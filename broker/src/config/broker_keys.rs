@@ -7,7 +7,7 @@ use super::value::Kind::{Boolean, Double, Int, List, Long, Short, String};
 const SEGMENTS: &str = "the record store does not work that way";
 const SYNC: &str = "every acknowledged record is on disk already, see log.durability";
 const LEVELS: &str = "each codec has a fixed level";
-const COMPACTION: &str = "logs are not compacted yet";
+const CLEANER_IO: &str = "a compaction reads and writes in pieces of a fixed size";
 const GROUPS: &str = "there is no group coordinator yet";
 const TRANSACTIONS: &str = "there is no transaction coordinator yet";
 const TIERS: &str = "there is no tiered storage";
@@ -61,11 +61,18 @@ pub(super) const BROKER_KEYS: &[KeyDef] = &[
     KeyDef::new("leader.imbalance.check.interval.seconds", Long, "10", "How often it is looked for partitions whose first assigned replica is in sync and does not lead; some hundreds of them get it back at a time.").check(Between(1, 86_400)),
     KeyDef::new("listener.security.protocol.map", List, "PLAINTEXT:PLAINTEXT,SSL:SSL", "How each listener is secured: NAME:PLAINTEXT or NAME:SSL."),
     KeyDef::unset("listeners", List, "Addresses to listen on, as NAME://host:port; an empty host means all of them.").check(NotEmpty),
-    KeyDef::new("log.cleaner.delete.retention.ms", Long, "86400000", "How long a tombstone stays readable in a compacted topic.").check(AtLeast(0)).dynamic().no_effect_yet(COMPACTION),
-    KeyDef::new("log.cleaner.max.compaction.lag.ms", Long, FOREVER, "Longest time that a record may wait for compaction.").check(AtLeast(1)).dynamic().no_effect_yet(COMPACTION),
-    KeyDef::new("log.cleaner.min.cleanable.ratio", Double, "0.5", "Share of a log that must be uncompacted before compaction starts.").check(Ratio).dynamic().no_effect_yet(COMPACTION),
-    KeyDef::new("log.cleaner.min.compaction.lag.ms", Long, "0", "Time during which a record is left alone by compaction.").check(AtLeast(0)).dynamic().no_effect_yet(COMPACTION),
-    KeyDef::new("log.cleanup.policy", List, "delete", "How old records go: delete, compact (kept in full so far), or both.").check(ListOf(&["compact", "delete"])).dynamic(),
+    KeyDef::new("log.cleaner.backoff.ms", Long, "15000", "Rest of a compaction thread when no log is due, and of a log that has just been compacted.").check(AtLeast(0)),
+    KeyDef::new("log.cleaner.dedupe.buffer.size", Long, "134217728", "Memory for the keys of the logs that are being compacted, over all threads; a log with more keys is gone through several times.").check(AtLeast(1)),
+    KeyDef::new("log.cleaner.delete.retention.ms", Long, "86400000", "How long a tombstone stays readable in a compacted topic.").check(AtLeast(0)).dynamic(),
+    KeyDef::new("log.cleaner.enable", Boolean, "true", "Whether logs are compacted whose policy says so."),
+    KeyDef::new("log.cleaner.io.buffer.load.factor", Double, "0.9", "How full the memory for keys may become.").no_effect_yet(CLEANER_IO),
+    KeyDef::new("log.cleaner.io.buffer.size", Int, "524288", "Memory for reads and writes of compactions, over all threads.").check(AtLeast(0)).no_effect_yet(CLEANER_IO),
+    KeyDef::new("log.cleaner.io.max.bytes.per.second", Double, "1.7976931348623157E308", "Most bytes that compactions read and write in a second, over all threads."),
+    KeyDef::new("log.cleaner.max.compaction.lag.ms", Long, FOREVER, "Longest time that a record may wait for compaction.").check(AtLeast(1)).dynamic(),
+    KeyDef::new("log.cleaner.min.cleanable.ratio", Double, "0.5", "Share of a log that must be uncompacted before compaction starts.").check(Ratio).dynamic(),
+    KeyDef::new("log.cleaner.min.compaction.lag.ms", Long, "0", "Time during which a record is left alone by compaction.").check(AtLeast(0)).dynamic(),
+    KeyDef::new("log.cleaner.threads", Int, "1", "Logs that are compacted at a time.").check(Between(0, 64)),
+    KeyDef::new("log.cleanup.policy", List, "delete", "How old records go: delete drops them by age and size, compact keeps the last record of each key, or both.").check(ListOf(&["compact", "delete"])).dynamic(),
     KeyDef::unset("log.dirs", List, "The data volume: exactly one directory.").check(NotEmpty),
     KeyDef::new("log.durability", String, "fsync", "When a record counts as stored: fsync once it is on the disk, written once the operating system has it.").check(OneOf(&["fsync", "written"])).dynamic(),
     KeyDef::new("log.flush.interval.messages", Long, FOREVER, "Records after which a log is synced to disk.").check(AtLeast(1)).dynamic().no_effect_yet(SYNC),
@@ -73,6 +80,8 @@ pub(super) const BROKER_KEYS: &[KeyDef] = &[
     KeyDef::new("log.flush.scheduler.interval.ms", Long, FOREVER, "How often it is checked whether a log needs a sync.").no_effect_yet(SYNC),
     KeyDef::new("log.index.interval.bytes", Int, "4096", "Bytes of log between two index entries.").check(AtLeast(0)).dynamic().no_effect_yet(SEGMENTS),
     KeyDef::new("log.index.size.max.bytes", Int, "10485760", "Size of a segment's index files.").check(AtLeast(4)).dynamic().no_effect_yet(SEGMENTS),
+    KeyDef::unset("log.journal.segment.bytes", Long, "Size of the files of the record store, which all partitions share; no record batch can be larger. Without it a 256th of the volume, from 16 to 256 MiB. A change counts for files made after it.").check(Between(4_194_304, 1_073_741_824)),
+    KeyDef::new("log.journal.tail.cache.bytes", Long, "16777216", "Newest records that are kept in memory, over all partitions: consumers that are no farther behind are served without the disk.").check(Between(0, 1_099_511_627_776)),
     KeyDef::new("log.local.retention.bytes", Long, "-2", "Size of the part of a tiered log that stays on local disks.").check(AtLeast(-2)).dynamic().no_effect_yet(TIERS),
     KeyDef::new("log.local.retention.ms", Long, "-2", "Age of the part of a tiered log that stays on local disks.").check(AtLeast(-2)).dynamic().no_effect_yet(TIERS),
     KeyDef::new("log.message.timestamp.after.max.ms", Long, "3600000", "How far a record's timestamp may lie in the future.").check(AtLeast(0)).dynamic(),

@@ -7,7 +7,6 @@ use super::value::Kind::{Boolean, Double, Int, List, Long, String};
 const SEGMENTS: &str = "the record store does not work that way";
 const SYNC: &str = "every acknowledged record is on disk already, see log.durability";
 const LEVELS: &str = "each codec has a fixed level";
-const COMPACTION: &str = "logs are not compacted yet";
 const REPLICATION: &str = "replication is not throttled yet";
 const TIERS: &str = "there is no tiered storage";
 
@@ -22,7 +21,7 @@ const HOURS: i64 = 60 * MINUTES;
 
 /// Sorted by name.
 pub(super) const TOPIC_KEYS: &[KeyDef] = &[
-    KeyDef::new("cleanup.policy", List, "delete", "How old records go: delete drops them by age and size, compact keeps the last record of each key (kept in full so far); both may be given.")
+    KeyDef::new("cleanup.policy", List, "delete", "How old records go: delete drops them by age and size, compact keeps the last record of each key; both may be given.")
         .check(Check::ListOf(&["compact", "delete"]))
         .synonyms(&[same("log.cleanup.policy")]),
     KeyDef::new("compression.gzip.level", Int, "-1", "Level used when the broker compresses with gzip.")
@@ -42,8 +41,7 @@ pub(super) const TOPIC_KEYS: &[KeyDef] = &[
         .no_effect_yet(LEVELS),
     KeyDef::new("delete.retention.ms", Long, "86400000", "How long a tombstone stays readable in a compacted topic.")
         .check(Check::AtLeast(0))
-        .synonyms(&[same("log.cleaner.delete.retention.ms")])
-        .no_effect_yet(COMPACTION),
+        .synonyms(&[same("log.cleaner.delete.retention.ms")]),
     KeyDef::new("file.delete.delay.ms", Long, "60000", "Delay before the files of a deleted log are removed.")
         .check(Check::AtLeast(0))
         .synonyms(&[same("log.segment.delete.delay.ms")])
@@ -79,8 +77,7 @@ pub(super) const TOPIC_KEYS: &[KeyDef] = &[
         .synonyms(&[same("log.durability")]),
     KeyDef::new("max.compaction.lag.ms", Long, "9223372036854775807", "Longest time that a record may wait for compaction.")
         .check(Check::AtLeast(1))
-        .synonyms(&[same("log.cleaner.max.compaction.lag.ms")])
-        .no_effect_yet(COMPACTION),
+        .synonyms(&[same("log.cleaner.max.compaction.lag.ms")]),
     KeyDef::new("max.message.bytes", Int, "1048588", "Largest record batch that is accepted, as compressed by the producer.")
         .check(Check::AtLeast(0))
         .synonyms(&[same("message.max.bytes")]),
@@ -95,12 +92,10 @@ pub(super) const TOPIC_KEYS: &[KeyDef] = &[
         .synonyms(&[same("log.message.timestamp.type")]),
     KeyDef::new("min.cleanable.dirty.ratio", Double, "0.5", "Share of a log that must be uncompacted before compaction starts.")
         .check(Check::Ratio)
-        .synonyms(&[same("log.cleaner.min.cleanable.ratio")])
-        .no_effect_yet(COMPACTION),
+        .synonyms(&[same("log.cleaner.min.cleanable.ratio")]),
     KeyDef::new("min.compaction.lag.ms", Long, "0", "Time during which a record is left alone by compaction.")
         .check(Check::AtLeast(0))
-        .synonyms(&[same("log.cleaner.min.compaction.lag.ms")])
-        .no_effect_yet(COMPACTION),
+        .synonyms(&[same("log.cleaner.min.compaction.lag.ms")]),
     KeyDef::new("min.insync.replicas", Int, "1", "In-sync replicas without which a write with acks=all is refused.")
         .check(Check::AtLeast(1))
         .synonyms(&[same("min.insync.replicas")]),

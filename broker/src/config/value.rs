@@ -61,7 +61,10 @@ pub(super) fn canonical(kind: Kind, check: Check, value: &str) -> Result<String,
         Kind::Double => {
             let number: f64 = text.parse().map_err(|_| format!("{value:?} is not a number"))?;
             // Java's spelling of a whole double, which clients compare.
-            if number.fract() == 0.0 && number.abs() < 1e7 {
+            if number.abs() >= 1e7 {
+                let text = format!("{number:E}");
+                if text.contains('.') { text } else { text.replacen('E', ".0E", 1) }
+            } else if number.fract() == 0.0 {
                 format!("{number:.1}")
             } else {
                 number.to_string()
@@ -156,6 +159,8 @@ mod tests {
         assert_eq!(ok(Kind::Long, Check::Any, " 007 "), Some("7".to_owned()));
         assert_eq!(ok(Kind::Double, Check::Ratio, "1"), Some("1.0".to_owned()));
         assert_eq!(ok(Kind::Double, Check::Ratio, "0.25"), Some("0.25".to_owned()));
+        assert_eq!(ok(Kind::Double, Check::Any, "20000000"), Some("2.0E7".to_owned()));
+        assert_eq!(ok(Kind::Double, Check::Any, "12345678.5"), Some("1.23456785E7".to_owned()));
         assert_eq!(ok(Kind::List, Check::Any, " a , b "), Some("a,b".to_owned()));
     }
 

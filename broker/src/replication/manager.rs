@@ -344,6 +344,11 @@ impl ReplicaManager {
             .collect()
     }
 
+    /// All partitions whose logs are open, in no order.
+    pub fn online(&self) -> Vec<Arc<Partition>> {
+        self.inner.online()
+    }
+
     /// Bytes stored for one partition, if it is hosted here.
     pub fn log_size(&self, partition: TopicIdPartition) -> Option<u64> {
         self.partition(partition).map(|partition| partition.log().size())

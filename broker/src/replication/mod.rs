@@ -16,6 +16,7 @@
 //!   as its leader.
 //! - No log is deleted on a guess: see [`manager`].
 
+pub mod cleaner;
 mod fetcher;
 mod leadership;
 pub mod manager;
@@ -41,6 +42,7 @@ use millrace_protocol::{ErrorCode, RecordBytes};
 use crate::metadata::image::{BrokerId, TopicIdPartition};
 use crate::storage::{EpochEnd, LogSettings};
 
+pub use cleaner::{CleanerOptions, LogCleaner};
 pub use leadership::{LeaderAssignment, Member, Proposal};
 pub use manager::{HostedLog, PendingProduce, ReplicaManager, ReplicaManagerOptions};
 pub use partition::Partition;

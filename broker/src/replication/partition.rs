@@ -4,7 +4,7 @@
 //! batch) and never across a wait. Offsets therefore follow the order in which appends got the mutex, and the log
 //! gets them in that order.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -711,6 +711,11 @@ impl Partition {
             log_start = ends.log_start, log_end = ends.log_end, "brought the log in line with its leader's"
         );
         Ok(())
+    }
+
+    /// Offset of the last record of each producer that is known.
+    pub fn last_offsets_of_producers(&self) -> HashMap<i64, i64> {
+        self.state.lock().producers.last_offsets().collect()
     }
 
     /// Forgets producers idle for longer than `limit_ms`.

@@ -162,6 +162,12 @@ impl ProducerStates {
         }
     }
 
+    /// Producer ids, each with the offset of the last record that it has written.
+    pub fn last_offsets(&self) -> impl Iterator<Item = (i64, i64)> {
+        let last = |producer: &Producer| producer.batches.back().map(|batch| batch.last_offset);
+        self.producers.iter().filter_map(move |(id, producer)| last(producer).map(|offset| (*id, offset)))
+    }
+
     /// Number of producers known.
     pub fn len(&self) -> usize {
         self.producers.len()

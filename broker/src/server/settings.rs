@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_protocol::records::{Compression, TimestampType};
 use uuid::Uuid;
 
 use crate::config::topic::{self, CompressionType, DynamicConfig};
-use crate::config::{BrokerConfig, registry};
+use crate::config::{BrokerConfig, TopicConfig, registry};
 use crate::metadata::controller::Settings;
 use crate::metadata::image::{BrokerId, MetadataImage, TopicImage};
 use crate::replication::TopicSettings;
-use crate::storage::{Durability, LogSettings};
+use crate::storage::{CompactionSettings, Durability, LogSettings};
 
 /// The broker's configuration as the controller uses it.
 #[derive(Clone, Debug)]
@@ -97,13 +98,13 @@ impl Settings for ControllerSettings {
 /// What a topic's settings mean for its partitions on this broker.
 pub fn topic_settings(config: &BrokerConfig, image: &MetadataImage, topic: &TopicImage) -> TopicSettings {
     let resolved = topic::resolve(&topic.config, DynamicConfig::cluster_wide(&image.broker_configs), config);
-    let millis = |duration: std::time::Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     TopicSettings {
         log: LogSettings {
             segment_bytes: u64::try_from(resolved.segment_bytes).unwrap_or(u64::MAX),
             delete_old: resolved.delete,
             retention_ms: resolved.retention.map(millis),
             retention_bytes: resolved.retention_bytes,
+            compaction: resolved.compact.then(|| compaction(&resolved)),
             durability: match resolved.durability {
                 topic::Durability::Fsync => Durability::Fsync,
                 topic::Durability::Written => Durability::Written,
@@ -127,6 +128,20 @@ pub fn topic_settings(config: &BrokerConfig, image: &MetadataImage, topic: &Topi
         timestamp_after_max_ms: resolved.timestamp_after_max_ms,
         min_insync_replicas: resolved.min_insync_replicas,
     }
+}
+
+fn compaction(config: &TopicConfig) -> CompactionSettings {
+    CompactionSettings {
+        min_lag_ms: millis(config.min_compaction_lag),
+        max_lag_ms: millis(config.max_compaction_lag),
+        delete_retention_ms: millis(config.delete_retention),
+        // The registry's check keeps it between 0 and 1.
+        min_dirty_millionths: (config.min_cleanable_dirty_ratio * 1e6).clamp(0.0, 1e6).round() as u32,
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ use crate::metadata::service::{
 };
 use crate::metrics::Metrics;
 use crate::replication::peers::FleetPeers;
-use crate::replication::{ReplicaManager, ReplicaManagerOptions};
+use crate::replication::{CleanerOptions, LogCleaner, ReplicaManager, ReplicaManagerOptions};
 use crate::security::tls::{self, Tls};
 use crate::storage::journal::{JournalStore, JournalStoreOptions};
 use crate::telemetry;
@@ -191,6 +191,7 @@ struct Broker {
     volume: Arc<Volume>,
     metadata: MetadataService,
     replicas: ReplicaManager,
+    cleaner: LogCleaner,
     clients: ServerContext,
     /// Ends what serves the inside: the internal listener, probes, certificate watching.
     inside: CancellationToken,
@@ -280,6 +281,7 @@ impl Broker {
             start_replicas(&config, &metadata, volume_uuid, volume_path, peers, &inside_tasks, &inside)
                 .await?;
         calls.serve_followers(replicas.clone());
+        let cleaner = start_cleaner(&config, &replicas, &metrics);
         let clients = ServerContext::new(config.connections.clone(), metrics, CancellationToken::new());
         inside_tasks.spawn(watch_health(
             health.clone(),
@@ -288,7 +290,8 @@ impl Broker {
             metadata.handle(),
             inside.clone(),
         ));
-        let broker = Self { config, mode, health, volume, metadata, replicas, clients, inside, inside_tasks };
+        let broker =
+            Self { config, mode, health, volume, metadata, replicas, cleaner, clients, inside, inside_tasks };
         Ok((broker, listeners))
     }
 
@@ -357,6 +360,7 @@ impl Broker {
         if tokio::time::timeout(DRAIN_TIMEOUT, self.clients.tasks.wait()).await.is_err() {
             tracing::warn!(open = self.clients.tasks.len(), "connections did not end in time");
         }
+        self.cleaner.stop().await;
         self.replicas.shutdown().await;
         self.inside.cancel();
         self.inside_tasks.close();
@@ -435,7 +439,12 @@ async fn start_replicas(
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<ReplicaManager, Failure> {
-    let open = move || JournalStore::open(&volume_path, volume_uuid, JournalStoreOptions::default());
+    let options = JournalStoreOptions {
+        segment_bytes: config.journal_segment_bytes,
+        tail_cache_bytes: config.journal_tail_cache_bytes,
+        ..JournalStoreOptions::default()
+    };
+    let open = move || JournalStore::open(&volume_path, volume_uuid, options);
     let store = tokio::task::spawn_blocking(open)
         .await
         .map_err(|error| Failure::runtime(format!("opening the record store: {error}")))?
@@ -459,6 +468,17 @@ async fn start_replicas(
         checkpoint_interval: CHECKPOINT_INTERVAL,
         producer_id_expiration: config.producer_id_expiration,
     }))
+}
+
+fn start_cleaner(config: &BrokerConfig, replicas: &ReplicaManager, metrics: &Metrics) -> LogCleaner {
+    let options = CleanerOptions {
+        threads: config.cleaner.threads,
+        backoff: config.cleaner.backoff,
+        dedupe_buffer_bytes: config.cleaner.dedupe_buffer_bytes,
+        io_max_bytes_per_second: config.cleaner.io_max_bytes_per_second,
+        clock: Arc::new(unix_time_ms),
+    };
+    LogCleaner::start(replicas.clone(), options, metrics.cleaner())
 }
 
 fn unix_time_ms() -> i64 {

@@ -140,6 +140,24 @@ pub(crate) mod samples {
         builder.build()
     }
 
+    /// A batch of records with a key, and a value or none, all with the timestamp 1,000.
+    pub(crate) fn keyed_batch(
+        codec: Compression,
+        producer: (i64, i16, i32),
+        records: &[(&[u8], Option<&[u8]>)],
+    ) -> Bytes {
+        let mut builder = BatchBuilder::new(codec).producer(producer.0, producer.1, producer.2);
+        for (key, value) in records {
+            builder.push(NewRecord {
+                timestamp: 1_000,
+                key: Some(key),
+                value: *value,
+                ..NewRecord::default()
+            });
+        }
+        builder.build()
+    }
+
     /// A batch of `records` records that each hold `value`.
     pub(crate) fn batch(records: usize, value: &[u8]) -> Bytes {
         batch_at(&vec![1_000; records], value)

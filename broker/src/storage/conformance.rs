@@ -3,6 +3,8 @@
 //! An implementation names a way to open a store on a fresh volume and calls `conformance_tests` in its test module.
 //! Opening the same volume again stands for a restart.
 
+mod compaction;
+
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -19,6 +21,18 @@ use super::{
     PartitionLog, ReadRange, StateSnapshot, StorageError,
 };
 use crate::metadata::image::TopicIdPartition;
+
+pub(crate) use compaction::{
+    a_compacted_log_that_is_deleted_is_gone, a_cut_in_a_gap_ends_the_log_with_what_is_before_it,
+    a_log_takes_gaps_and_reads_over_them, a_log_without_the_policy_is_left_alone,
+    a_record_without_a_value_goes_in_a_later_compaction_c2,
+    a_time_is_found_before_runs_that_were_compacted_o2,
+    an_interrupted_compaction_loses_nothing_and_the_next_ends_it, compacted,
+    compaction_keeps_the_last_record_of_each_key_c4, job, keys_that_do_not_fit_take_several_passes,
+    readers_are_served_during_a_compaction, records, the_last_batches_of_producers_and_of_the_log_stay_c3,
+    the_size_is_that_of_what_is_left_r2, times_are_found_in_a_compacted_log_o2_o3,
+    what_is_cut_or_deleted_during_a_compaction_stays_so, what_is_young_or_not_replicated_is_left_alone_c1,
+};
 
 /// Opens the store of one volume; each call stands for a start of the process.
 pub(crate) trait Volume {
@@ -52,6 +66,21 @@ macro_rules! conformance_tests {
             stored_logs_are_listed_with_what_the_checkpoint_knew,
             a_closed_store_refuses,
             written_durability_is_readable_at_once_and_lasts,
+            compaction_keeps_the_last_record_of_each_key_c4,
+            a_log_without_the_policy_is_left_alone,
+            what_is_young_or_not_replicated_is_left_alone_c1,
+            a_record_without_a_value_goes_in_a_later_compaction_c2,
+            the_last_batches_of_producers_and_of_the_log_stay_c3,
+            keys_that_do_not_fit_take_several_passes,
+            the_size_is_that_of_what_is_left_r2,
+            a_cut_in_a_gap_ends_the_log_with_what_is_before_it,
+            a_log_takes_gaps_and_reads_over_them,
+            times_are_found_in_a_compacted_log_o2_o3,
+            a_time_is_found_before_runs_that_were_compacted_o2,
+            an_interrupted_compaction_loses_nothing_and_the_next_ends_it,
+            what_is_cut_or_deleted_during_a_compaction_stays_so,
+            readers_are_served_during_a_compaction,
+            a_compacted_log_that_is_deleted_is_gone,
         }
     };
     ($volume:expr; $($check:ident,)+) => {
@@ -107,9 +136,23 @@ pub(crate) struct Opened {
 impl Opened {
     /// Queues a batch at the log end without waiting.
     pub(crate) fn queue(&self, bytes: &Bytes, leader_epoch: i32) -> Result<i64, StorageError> {
+        self.queue_at(self.log.ends().log_end, bytes, leader_epoch)
+    }
+
+    /// Appends a batch at some offset and waits until it is durable.
+    pub(crate) fn append_at(&self, base_offset: i64, bytes: &Bytes, leader_epoch: i32) {
+        let end = self.queue_at(base_offset, bytes, leader_epoch).expect("the log takes it");
+        self.wait(end);
+    }
+
+    fn wait(&self, end: i64) {
+        assert!(self.ends.wait(end), "the store has failed: {:?}", self.store.failure().borrow());
+    }
+
+    fn queue_at(&self, base_offset: i64, bytes: &Bytes, leader_epoch: i32) -> Result<i64, StorageError> {
         let admission = self.store.admit(bytes.len()).now_or_never().expect("the queue has room")?;
         let header = BatchHeader {
-            base_offset: self.log.ends().log_end,
+            base_offset,
             partition_leader_epoch: leader_epoch,
             ..BatchHeader::parse(bytes).expect("a sample batch")
         };
@@ -123,12 +166,18 @@ impl Opened {
         for bytes in batches {
             end = self.queue(bytes, leader_epoch).expect("the log takes it");
         }
-        assert!(self.ends.wait(end), "the store has failed");
+        self.wait(end);
     }
 
     /// Reads into one piece.
     pub(crate) fn bytes(&self, range: ReadRange) -> Bytes {
         self.log.read(range).expect("readable").into_bytes()
+    }
+
+    /// Bytes of all batches from `offset`, or the log start, on.
+    pub(crate) fn bytes_of_all(&self, offset: i64) -> u64 {
+        let headers = self.read_all(offset.max(self.log.ends().log_start));
+        headers.iter().map(|header| header.size_in_bytes() as u64).sum()
     }
 
     /// Reads everything from `offset` on, in as many reads as it takes.

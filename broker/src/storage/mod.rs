@@ -13,11 +13,13 @@
 //! - A failed write or sync is final ([`StoreFailure`]): no durable end moves after it, the first reason is kept, and
 //!   only opening the store again can make it accept appends. A sync is never tried twice, since the kernel may have
 //!   dropped the pages of the first try.
+//! - Offsets never change. Batches may be gone or have lost records after a compaction, never the last one.
 //! - What is found broken on disk is reported, never skipped, except the cut-off last write of a crash.
 //!
 //! [`journal`] is the implementation: one journal for all logs of a volume.
 
 pub mod batch;
+pub mod compaction;
 pub mod epochs;
 pub mod journal;
 
@@ -36,6 +38,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::metadata::image::TopicIdPartition;
 
+pub use compaction::{CompactionJob, CompactionReport, CompactionSettings, Dirt};
 pub use epochs::{EpochCache, EpochEnd, EpochStart};
 
 /// When an append counts as durable (`log.durability`).
@@ -59,6 +62,8 @@ pub struct LogSettings {
     pub retention_ms: Option<i64>,
     /// Size down to which old segments are deleted (`retention.bytes`); `None` keeps them.
     pub retention_bytes: Option<u64>,
+    /// How the log is compacted, if it is at all (`cleanup.policy` names `compact`).
+    pub compaction: Option<CompactionSettings>,
     /// See [`Durability`].
     pub durability: Durability,
 }
@@ -70,6 +75,7 @@ impl Default for LogSettings {
             delete_old: true,
             retention_ms: Some(7 * 24 * 3_600_000),
             retention_bytes: None,
+            compaction: None,
             durability: Durability::Fsync,
         }
     }
@@ -184,7 +190,7 @@ pub enum StorageError {
         /// Log end offset.
         log_end: i64,
     },
-    /// An append that does not continue the log.
+    /// An append that begins below the log end.
     #[error("batch with base offset {base_offset} does not follow the log, which ends at {log_end}")]
     NotContiguous {
         /// Offset of the batch.
@@ -367,4 +373,13 @@ pub trait PartitionLog: Send + Sync + std::fmt::Debug {
 
     /// Bytes stored.
     fn size(&self) -> u64;
+
+    /// Where the log stands with its compaction, of which nothing from `until` on is part. Blocks on the disk.
+    fn dirt(&self, until: i64, now_ms: i64) -> Result<Dirt, StorageError>;
+
+    /// Compacts the log if its settings say so (C1–C4). What that has removed when it returns, with or without an
+    /// error, does not come back. Blocks on the disk, for as long as it takes to read and write the log.
+    ///
+    /// Appends, reads and cuts go on meanwhile; a second compaction does not.
+    fn compact(&self, job: &CompactionJob<'_>) -> Result<CompactionReport, StorageError>;
 }

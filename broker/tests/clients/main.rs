@@ -7,7 +7,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod compaction;
 mod java;
+mod kafka;
 mod kcat;
 mod python;
 mod run;

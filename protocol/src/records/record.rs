@@ -1,6 +1,7 @@
 //! Single records inside an uncompressed batch.
 
 use super::{BatchError, BatchHeader, TimestampType};
+use crate::wire::Encoder;
 
 /// One record, borrowed from its batch.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,6 +36,28 @@ impl<'a> Record<'a> {
     /// Its headers, in order.
     pub fn headers(&self) -> Headers<'a> {
         Headers { left: self.headers_count, rest: Cursor { bytes: self.headers } }
+    }
+
+    /// Writes the record as it was, its timestamp relative to another base.
+    pub(super) fn write(&self, base_timestamp: i64, out: &mut Encoder) {
+        let length = |len: usize| i32::try_from(len).expect("no longer than what was read");
+        let mut e = Encoder::new();
+        e.u8(0);
+        e.varlong(self.timestamp.wrapping_sub(base_timestamp));
+        e.varint(self.offset_delta);
+        for field in [self.key, self.value] {
+            match field {
+                Some(bytes) => {
+                    e.varint(length(bytes.len()));
+                    e.slice(bytes);
+                }
+                None => e.varint(-1),
+            }
+        }
+        e.varint(length(self.headers_count));
+        e.slice(self.headers);
+        out.varint(length(e.len()));
+        out.slice(&e.into_bytes());
     }
 }
 

@@ -6,13 +6,73 @@
 //! which no later frame vouches for, and the newest files of a journal missing as a whole, when neither is in the index.
 
 use millrace_protocol::records::BatchHeader;
+use proptest::prelude::*;
 use proptest::sample::Index as Pick;
 
 use super::super::frame::{FrameHeader, Run};
+use super::model::crash_runs;
 use super::*;
 use crate::storage::batch::parse_whole;
 
 pub(super) const LOGS: i32 = 3;
+
+/// A batch of a log as it must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Expected {
+    pub(super) base: i64,
+    pub(super) next: i64,
+    pub(super) epoch: i32,
+    pub(super) crc: u32,
+}
+
+/// What a log must look like.
+#[derive(Debug, Default)]
+struct Model {
+    batches: Vec<Expected>,
+    log_start: i64,
+    end: i64,
+    epoch: i32,
+    /// Log end up to which everything has been synced.
+    synced: i64,
+    settings: LogSettings,
+}
+
+impl Model {
+    fn push(&mut self, bytes: &Bytes) {
+        let header = parse_header(bytes).unwrap();
+        let next = self.end + i64::from(header.last_offset_delta) + 1;
+        self.batches.push(Expected { base: self.end, next, epoch: self.epoch, crc: header.crc });
+        self.end = next;
+    }
+
+    fn cut(&mut self, offset: i64) {
+        self.batches.retain(|batch| batch.next <= offset);
+        self.end =
+            self.batches.last().map_or(self.log_start, |last| last.next).max(self.log_start.min(offset));
+        self.log_start = self.log_start.min(self.end);
+    }
+
+    fn check(&self, log: &Opened) {
+        let ends = log.log.ends();
+        assert_eq!((ends.log_start, ends.durable_end, ends.log_end), (self.log_start, self.end, self.end));
+        let expected: Vec<_> =
+            self.batches.iter().filter(|batch| batch.next > self.log_start).copied().collect();
+        let found = log.read_all(self.log_start);
+        let found: Vec<_> = found
+            .iter()
+            .map(|header| Expected {
+                base: header.base_offset,
+                next: header.next_offset(),
+                epoch: header.partition_leader_epoch,
+                crc: header.crc,
+            })
+            .collect();
+        assert_eq!(found, expected);
+        for batch in expected {
+            assert_eq!(log.log.epoch_at(batch.base.max(self.log_start)), Some(batch.epoch), "{batch:?}");
+        }
+    }
+}
 
 pub(super) fn short() -> JournalStoreOptions {
     JournalStoreOptions { segment_bytes: Some(64 << 10), tail_cache_bytes: 0, ..options() }

@@ -44,7 +44,7 @@ const MAGIC: &[u8; 4] = b"MRJF";
 const VERSION: u16 = 1;
 
 /// Longest entry of a table in bytes.
-pub(super) const MAX_ENTRY_LEN: usize = 96;
+pub(super) const MAX_ENTRY_LEN: usize = 104;
 
 /// The fixed part of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,18 +66,20 @@ pub(super) struct FrameHeader {
     body_crc: u32,
 }
 
-/// Consecutive batches of one log, side by side in a frame.
+/// Consecutive batches of one log, side by side in a frame. There may be gaps between their offsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     pub(super) base_offset: i64,
     pub(super) last_offset: i64,
     /// Largest timestamp in the run, -1 if there is none.
     pub(super) max_timestamp: i64,
-    /// Largest timestamp in the log up to and with the run.
+    /// Largest timestamp in the log up to and with the run, also of what was removed since.
     pub(super) running_max_timestamp: i64,
     /// When it was written, ms since 1970: the age of records without a timestamp.
     pub(super) written_ms: i64,
-    /// Bytes of the log before this run, also those deleted since.
+    /// Bytes of the log before this run, also those deleted since. A run that replaces others ends where they ended, so
+    /// that what compaction has removed is a gap before it; where it is longer than they were, its position may be less
+    /// than that of what is before it, even less than nothing. Only differences count.
     pub(super) log_position: u64,
     pub(super) leader_epoch: i32,
     /// Bytes.
@@ -88,6 +90,11 @@ impl Run {
     /// First offset after the run.
     pub(super) fn next_offset(&self) -> i64 {
         self.last_offset + 1
+    }
+
+    /// Position in the log after its last byte.
+    pub(super) fn log_end(&self) -> u64 {
+        self.log_position.wrapping_add(u64::from(self.length))
     }
 }
 
@@ -104,6 +111,45 @@ pub(super) enum Entry {
     LogStart(TopicIdPartition, i64),
     /// The log is gone.
     Delete(TopicIdPartition),
+    /// What is left of some runs, if anything, in their place. Its bytes follow the table.
+    Replace(TopicIdPartition, Replaced, Option<Run>),
+    /// The log is compacted, if it still has the run in which that ends.
+    Clean(TopicIdPartition, Cleaned),
+}
+
+/// Runs of a log that others replace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Replaced {
+    /// Base offset of the first.
+    pub(super) from: i64,
+    /// First offset after the last.
+    pub(super) until: i64,
+    /// Checksum of all of them: where they are not the same any more, nothing is replaced.
+    pub(super) runs_crc: u32,
+}
+
+/// How far a log is compacted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cleaned {
+    /// The run that holds the last offset below `first_dirty`.
+    pub(super) last: Run,
+    /// First offset that is not compacted.
+    pub(super) first_dirty: i64,
+    /// First of the delete horizons below it, ms since 1970; -1 if there is none.
+    pub(super) delete_horizon_ms: i64,
+}
+
+impl Replaced {
+    /// Names `runs`, which follow each other and are not empty.
+    pub(super) fn of<'a>(runs: impl IntoIterator<Item = &'a Run>) -> Option<Self> {
+        let mut bytes = Vec::new();
+        let mut range: Option<(i64, i64)> = None;
+        for run in runs {
+            range = Some((range.map_or(run.base_offset, |(from, _)| from), run.next_offset()));
+            run.encode(&mut bytes);
+        }
+        range.map(|(from, until)| Self { from, until, runs_crc: crc32c(&bytes) })
+    }
 }
 
 impl Entry {
@@ -114,15 +160,26 @@ impl Entry {
             | Self::Move(partition, _)
             | Self::Truncate(partition, ..)
             | Self::LogStart(partition, _)
-            | Self::Delete(partition) => *partition,
+            | Self::Delete(partition)
+            | Self::Replace(partition, ..)
+            | Self::Clean(partition, _) => *partition,
         }
     }
 
     /// Bytes of batches that belong to it.
     pub(super) fn data_length(&self) -> u32 {
         match self {
-            Self::Append(_, run) | Self::Move(_, run) => run.length,
-            Self::Truncate(..) | Self::LogStart(..) | Self::Delete(_) => 0,
+            Self::Append(..) | Self::Move(..) | Self::Replace(..) => self.run().map_or(0, |run| run.length),
+            Self::Truncate(..) | Self::LogStart(..) | Self::Delete(_) | Self::Clean(..) => 0,
+        }
+    }
+
+    /// The run whose batches belong to it.
+    pub(super) fn run(&self) -> Option<Run> {
+        match self {
+            Self::Append(_, run) | Self::Move(_, run) => Some(*run),
+            Self::Replace(_, _, run) => *run,
+            Self::Truncate(..) | Self::LogStart(..) | Self::Delete(_) | Self::Clean(..) => None,
         }
     }
 
@@ -133,6 +190,8 @@ impl Entry {
             Self::Truncate(..) => 3,
             Self::LogStart(..) => 4,
             Self::Delete(_) => 5,
+            Self::Replace(..) => 6,
+            Self::Clean(..) => 7,
         };
         let partition = self.partition();
         out.put_u8(kind);
@@ -142,13 +201,21 @@ impl Entry {
             Self::Append(_, run) | Self::Move(_, run) => run.encode(out),
             Self::Truncate(_, end_offset, last) => {
                 out.put_i64(*end_offset);
-                out.put_u8(u8::from(last.is_some()));
-                if let Some(last) = last {
-                    last.encode(out);
-                }
+                encode_optional(last.as_ref(), out);
             }
             Self::LogStart(_, offset) => out.put_i64(*offset),
             Self::Delete(_) => {}
+            Self::Replace(_, replaced, run) => {
+                out.put_i64(replaced.from);
+                out.put_i64(replaced.until);
+                out.put_u32(replaced.runs_crc);
+                encode_optional(run.as_ref(), out);
+            }
+            Self::Clean(_, cleaned) => {
+                cleaned.last.encode(out);
+                out.put_i64(cleaned.first_dirty);
+                out.put_i64(cleaned.delete_horizon_ms);
+            }
         }
     }
 
@@ -163,14 +230,34 @@ impl Entry {
             2 => Self::Move(partition, Run::decode(from)?),
             3 => {
                 let end_offset = from.try_get_i64().ok()?;
-                let last = if from.try_get_u8().ok()? != 0 { Some(Run::decode(from)?) } else { None };
-                Self::Truncate(partition, end_offset, last)
+                Self::Truncate(partition, end_offset, decode_optional(from)?)
             }
             4 => Self::LogStart(partition, from.try_get_i64().ok()?),
             5 => Self::Delete(partition),
+            6 => {
+                let (from_offset, until) = (from.try_get_i64().ok()?, from.try_get_i64().ok()?);
+                let replaced = Replaced { from: from_offset, until, runs_crc: from.try_get_u32().ok()? };
+                Self::Replace(partition, replaced, decode_optional(from)?)
+            }
+            7 => {
+                let last = Run::decode(from)?;
+                let (first_dirty, delete_horizon_ms) = (from.try_get_i64().ok()?, from.try_get_i64().ok()?);
+                Self::Clean(partition, Cleaned { last, first_dirty, delete_horizon_ms })
+            }
             _ => return None,
         })
     }
+}
+
+fn encode_optional(run: Option<&Run>, out: &mut Vec<u8>) {
+    out.put_u8(u8::from(run.is_some()));
+    if let Some(run) = run {
+        run.encode(out);
+    }
+}
+
+fn decode_optional(from: &mut &[u8]) -> Option<Option<Run>> {
+    if from.try_get_u8().ok()? == 0 { Some(None) } else { Run::decode(from).map(Some) }
 }
 
 impl Run {
@@ -305,116 +392,6 @@ impl FrameHeader {
 }
 
 #[cfg(test)]
+#[path = "frame_test.rs"]
 #[expect(clippy::unwrap_used, reason = "tests may panic")]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn partition() -> impl Strategy<Value = TopicIdPartition> {
-        (any::<u128>(), 0..i32::MAX)
-            .prop_map(|(id, partition)| TopicIdPartition { topic_id: Uuid::from_u128(id), partition })
-    }
-
-    fn run(length: impl Strategy<Value = u32>) -> impl Strategy<Value = Run> {
-        (any::<[i64; 5]>(), any::<u64>(), any::<i32>(), length).prop_map(
-            |(numbers, log_position, leader_epoch, length)| Run {
-                base_offset: numbers[0],
-                last_offset: numbers[1],
-                max_timestamp: numbers[2],
-                running_max_timestamp: numbers[3],
-                written_ms: numbers[4],
-                log_position,
-                leader_epoch,
-                length,
-            },
-        )
-    }
-
-    fn entry() -> impl Strategy<Value = Entry> {
-        prop_oneof![
-            (partition(), run(0..200_u32)).prop_map(|(partition, run)| Entry::Append(partition, run)),
-            (partition(), run(0..200_u32)).prop_map(|(partition, run)| Entry::Move(partition, run)),
-            (partition(), any::<i64>(), proptest::option::of(run(any::<u32>())))
-                .prop_map(|(partition, end, last)| Entry::Truncate(partition, end, last)),
-            (partition(), any::<i64>()).prop_map(|(partition, offset)| Entry::LogStart(partition, offset)),
-            partition().prop_map(Entry::Delete),
-        ]
-    }
-
-    pub(super) fn frame(entries: &[Entry]) -> Vec<u8> {
-        let mut table = Vec::new();
-        encode_table(entries, &mut table);
-        let data: usize = entries.iter().map(|entry| entry.data_length() as usize).sum();
-        let mut frame = vec![0; HEADER_LEN];
-        frame.extend_from_slice(&table);
-        frame.extend((0..data).map(|at| u8::try_from(at % 251).unwrap()));
-        FrameHeader::seal(&mut frame, Uuid::from_u128(3), 5, 9, 8, 7, table.len(), entries.len(), 0);
-        frame
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_sealed_is_read_back(entries in proptest::collection::vec(entry(), 0..20)) {
-            let frame = frame(&entries);
-            let header = FrameHeader::decode(&frame).unwrap();
-            prop_assert_eq!((header.segment, header.sequence, header.previous, header.synced), (5, 9, 8, 7));
-            let read = header.entries(&frame).unwrap();
-            prop_assert_eq!(read.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(), entries);
-            let mut position = HEADER_LEN + header.table_length as usize;
-            for (entry, at) in read {
-                prop_assert_eq!(at as usize, position);
-                position += entry.data_length() as usize;
-            }
-            prop_assert_eq!(position, frame.len());
-        }
-
-        #[test]
-        fn a_flipped_bit_is_noticed(entries in proptest::collection::vec(entry(), 1..5), at in any::<prop::sample::Index>(), bit in 0..8) {
-            let mut frame = frame(&entries);
-            let at = at.index(frame.len());
-            frame[at] ^= 1_u8 << bit;
-            let read = FrameHeader::decode(&frame).and_then(|header| header.entries(&frame));
-            prop_assert_eq!(read, None);
-        }
-
-        #[test]
-        fn any_bytes_are_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert_eq!(FrameHeader::decode(&bytes), None);
-            let _ = Entry::decode(&mut bytes.as_slice());
-        }
-    }
-
-    #[test]
-    fn an_entry_is_no_longer_than_said() {
-        let partition = TopicIdPartition { topic_id: Uuid::nil(), partition: 0 };
-        let run = Run::decode(&mut [0; Run::LEN].as_slice()).unwrap();
-        let mut out = Vec::new();
-        Entry::Truncate(partition, 0, Some(run)).encode(&mut out);
-        assert!(out.len() <= MAX_ENTRY_LEN, "{}", out.len());
-    }
-
-    /// The bytes of format version 1, so that a change of the layout without a new version is noticed.
-    #[test]
-    fn format_version_1_is_stable() {
-        let partition = TopicIdPartition { topic_id: Uuid::from_u128(1), partition: 2 };
-        let run = Run {
-            base_offset: 10,
-            last_offset: 12,
-            max_timestamp: 99,
-            running_max_timestamp: 100,
-            written_ms: 101,
-            log_position: 4_000,
-            leader_epoch: 3,
-            length: 16,
-        };
-        let entries = [
-            Entry::Append(partition, run),
-            Entry::Truncate(partition, 11, Some(run)),
-            Entry::LogStart(partition, 10),
-            Entry::Delete(partition),
-        ];
-        let frame = frame(&entries);
-        assert_eq!(crc32c(&frame), 0x68e8_62a0, "{:#x}", crc32c(&frame));
-    }
-}
+mod tests;

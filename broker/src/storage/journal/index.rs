@@ -16,10 +16,10 @@ use rocksdb::{
 };
 use uuid::Uuid;
 
-use super::frame::{Entry, Run};
+use super::changes::Work;
+use super::frame::Entry;
 use super::keys::{self, Format, LogRecord, PlacedRun, Position};
 use crate::metadata::image::TopicIdPartition;
-use crate::storage::epochs::EpochCache;
 use crate::storage::{StateSnapshot, StorageError, StoredLog};
 
 const WRITE_BUFFER_BYTES: usize = 8 << 20;
@@ -120,7 +120,7 @@ impl Index {
         self.db()?.get(key).map_err(|error| self.failed(error))
     }
 
-    fn write(&self, batch: WriteBatch) -> Result<(), StorageError> {
+    pub(super) fn write(&self, batch: WriteBatch) -> Result<(), StorageError> {
         let mut options = WriteOptions::default();
         options.disable_wal(true);
         self.db()?.write_opt(batch, &options).map_err(|error| self.failed(error))
@@ -335,7 +335,7 @@ impl Index {
         entries: &[Placed],
         position: Position,
     ) -> Result<(), StorageError> {
-        let mut work = Work { index: self, changes, batch: WriteBatch::default(), touched: Vec::new() };
+        let mut work = Work::new(self, changes);
         for placed in entries {
             work.entry(placed, position.segment)?;
         }
@@ -366,159 +366,8 @@ impl Index {
 }
 
 /// The first key after all runs of a log.
-fn run_bound(partition: TopicIdPartition) -> Vec<u8> {
+pub(super) fn run_bound(partition: TopicIdPartition) -> Vec<u8> {
     let mut key = keys::run(partition, i64::MAX);
     key.push(0);
     key
-}
-
-/// The changes of one frame on their way into one batch. What they read is the index before the frame, which is right
-/// because no two entries of a frame concern the same records: see [`super::writer`].
-struct Work<'a> {
-    index: &'a Index,
-    changes: &'a mut Changes,
-    batch: WriteBatch,
-    /// Segments whose live bytes have changed.
-    touched: Vec<u64>,
-}
-
-impl Work<'_> {
-    fn entry(&mut self, placed: &Placed, segment: u64) -> Result<(), StorageError> {
-        match placed.entry {
-            Entry::Append(partition, run) => {
-                let placed = PlacedRun { run, segment, position: placed.position };
-                self.add(segment, i64::from(run.length));
-                self.batch.put(keys::run(partition, run.base_offset), placed.encode());
-                self.epoch(partition, run);
-            }
-            Entry::Move(partition, run) => {
-                let Some(old) = self.index.run_at_or_before(partition, run.base_offset)? else {
-                    return Ok(());
-                };
-                // Deleted or cut since it was read: the copy is garbage.
-                if old.run != run {
-                    return Ok(());
-                }
-                self.add(old.segment, -i64::from(run.length));
-                self.add(segment, i64::from(run.length));
-                let placed = PlacedRun { run, segment, position: placed.position };
-                self.batch.put(keys::run(partition, run.base_offset), placed.encode());
-            }
-            Entry::Truncate(partition, end_offset, last) => self.truncate(partition, end_offset, last)?,
-            Entry::LogStart(partition, offset) => self.log_start(partition, offset)?,
-            Entry::Delete(partition) => self.delete(partition)?,
-        }
-        Ok(())
-    }
-
-    fn epoch(&mut self, partition: TopicIdPartition, run: Run) {
-        let is_new = !self.changes.logs.contains_key(&partition);
-        let record = self.changes.logs.entry(partition).or_default();
-        let known = record.epochs.last().is_some_and(|last| last.leader_epoch >= run.leader_epoch);
-        if is_new || (!known && run.leader_epoch >= 0) {
-            let mut epochs = EpochCache::from_entries(std::mem::take(&mut record.epochs));
-            epochs.begin(run.leader_epoch, run.base_offset);
-            record.epochs = epochs.entries().to_vec();
-            self.batch.put(keys::log(partition), record.encode());
-        }
-    }
-
-    fn truncate(
-        &mut self,
-        partition: TopicIdPartition,
-        end_offset: i64,
-        last: Option<Run>,
-    ) -> Result<(), StorageError> {
-        let mut cut = Vec::new();
-        self.index.runs_from(partition, end_offset, |placed| {
-            cut.push(placed);
-            true
-        })?;
-        for placed in cut {
-            self.add(placed.segment, -i64::from(placed.run.length));
-            self.batch.delete(keys::run(partition, placed.run.base_offset));
-            if let Some(run) = last.filter(|run| run.base_offset == placed.run.base_offset) {
-                self.add(placed.segment, i64::from(run.length));
-                self.batch.put(keys::run(partition, run.base_offset), PlacedRun { run, ..placed }.encode());
-            }
-        }
-        let state = self.index.state(partition)?;
-        if state.is_some_and(|state| state.offset > end_offset) {
-            self.batch.delete(keys::state(partition));
-        }
-        self.record(partition, |record, epochs| {
-            record.log_start = record.log_start.min(end_offset);
-            record.end_without_runs = end_offset;
-            epochs.truncate_end(end_offset);
-        });
-        Ok(())
-    }
-
-    fn log_start(&mut self, partition: TopicIdPartition, offset: i64) -> Result<(), StorageError> {
-        let mut below = Vec::new();
-        self.index.runs_from(partition, 0, |placed| {
-            let is_below = placed.run.last_offset < offset;
-            if is_below {
-                below.push(placed);
-            }
-            is_below
-        })?;
-        for placed in below {
-            self.add(placed.segment, -i64::from(placed.run.length));
-            self.batch.delete(keys::run(partition, placed.run.base_offset));
-        }
-        self.record(partition, |record, epochs| {
-            record.log_start = record.log_start.max(offset);
-            record.end_without_runs = record.end_without_runs.max(offset);
-            epochs.truncate_start(offset);
-        });
-        Ok(())
-    }
-
-    fn delete(&mut self, partition: TopicIdPartition) -> Result<(), StorageError> {
-        let mut runs = Vec::new();
-        self.index.runs_from(partition, 0, |placed| {
-            runs.push((placed.segment, placed.run.length));
-            true
-        })?;
-        for (segment, length) in runs {
-            self.add(segment, -i64::from(length));
-        }
-        self.batch.delete_range(keys::run(partition, 0), run_bound(partition));
-        self.batch.delete(keys::log(partition));
-        self.batch.delete(keys::state(partition));
-        self.changes.logs.remove(&partition);
-        Ok(())
-    }
-
-    fn record(&mut self, partition: TopicIdPartition, change: impl FnOnce(&mut LogRecord, &mut EpochCache)) {
-        let record = self.changes.logs.entry(partition).or_default();
-        let mut epochs = EpochCache::from_entries(std::mem::take(&mut record.epochs));
-        change(record, &mut epochs);
-        record.epochs = epochs.entries().to_vec();
-        self.batch.put(keys::log(partition), record.encode());
-    }
-
-    fn add(&mut self, segment: u64, bytes: i64) {
-        let live = self.changes.live.entry(segment).or_default();
-        *live = live.saturating_add_signed(bytes);
-        self.touched.push(segment);
-    }
-
-    fn finish(mut self, position: Position) -> Result<(), StorageError> {
-        self.touched.sort_unstable();
-        self.touched.dedup();
-        for segment in self.touched {
-            match self.changes.live.get(&segment).copied() {
-                Some(live) if live > 0 => self.batch.put(keys::segment(segment), live.to_be_bytes()),
-                _ => {
-                    self.changes.live.remove(&segment);
-                    self.batch.delete(keys::segment(segment));
-                }
-            }
-        }
-        self.batch.put(keys::POSITION, position.encode());
-        self.changes.position = position;
-        self.index.write(self.batch)
-    }
 }

@@ -1,7 +1,10 @@
 //! The power goes, or the process ends, during any operation of the disk: within a commit, a checkpoint, a move of records,
 //! a truncation, a start.
 
-use super::damage::{LOGS, Work, checkpoint, short, span, work};
+use proptest::prelude::*;
+
+use super::damage::{Expected, LOGS, Work, checkpoint, short, span, work};
+use super::model::crash_runs;
 use super::*;
 
 /// One life of the store.

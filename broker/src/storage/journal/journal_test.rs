@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -8,16 +8,16 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use proptest::prelude::*;
+use millrace_protocol::records::Compression;
 use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::sim_disk::SimDisk;
 use super::*;
 use crate::storage::batch::parse_header;
-use crate::storage::batch::samples::batch;
+use crate::storage::batch::samples::{batch, keyed_batch};
 use crate::storage::conformance::{
-    Opened, Volume, conformance_tests, kept_for_ever, open, partition, try_open,
+    Opened, Volume, compacted, conformance_tests, job, kept_for_ever, open, partition, records, try_open,
 };
 use crate::storage::{Durability, ReadRange};
 
@@ -27,6 +27,9 @@ mod damage;
 mod interrupt;
 #[path = "kill_test.rs"]
 mod kill;
+
+#[path = "model_test.rs"]
+mod model;
 
 const VOLUME: Uuid = Uuid::from_u128(7);
 
@@ -315,6 +318,64 @@ fn segments_in_which_little_is_left_are_rewritten_sorted_by_log() {
     check(&few);
 }
 
+#[test]
+fn a_compacted_log_takes_no_more_space_than_twice_what_is_left_of_it() {
+    let (volume, disk) =
+        Directory::simulated(JournalStoreOptions { segment_bytes: Some(64 << 10), ..options() });
+    let store = volume.open();
+    let log = open(&store, compacted());
+    let record = |key: usize| {
+        let key = key.to_be_bytes();
+        keyed_batch(Compression::None, (-1, -1, -1), &[(&key[..], Some(&[7; 900][..]))])
+    };
+    let mut most = 0;
+    for round in 0..40_usize {
+        // Ten keys are written over and over, and one of each round only once.
+        (0..100).for_each(|number| log.append(&[record(number % 10)], 0));
+        log.append(&[record(1_000 + round)], 0);
+        let end = log.log.ends().durable_end;
+        log.log.compact(&job(end, &HashMap::new())).unwrap();
+        let entry = CheckpointEntry { partition: partition(0), state: None };
+        store.checkpoint(vec![entry], round as u64).unwrap();
+        most = most.max(disk.file_count());
+    }
+    let left = records(&log, 0);
+    assert_eq!(left.len(), 50);
+    assert!(log.log.size() < 60_000, "{}", log.log.size());
+    assert!(most <= 16, "{most} files of 64 KiB for less than one of live data, after 3.7 MB");
+    store.close();
+    assert_eq!(records(&open(&volume.open(), compacted()), 0), left);
+}
+
+#[test]
+fn segments_in_which_little_but_compacted_runs_is_left_are_rewritten() {
+    let (volume, disk) =
+        Directory::simulated(JournalStoreOptions { segment_bytes: Some(64 << 10), ..options() });
+    let store = volume.open();
+    let bulk = open(&store, kept_for_ever());
+    let record = keyed_batch(Compression::None, (-1, -1, -1), &[(&b"key"[..], Some(&[7; 900][..]))]);
+    let compacted_logs: Vec<_> = (1..=60)
+        .map(|number| {
+            let log = try_open(&store, number, compacted()).unwrap();
+            log.append(&[record.clone(), record.clone()], 0);
+            log.log.compact(&job(2, &HashMap::new())).unwrap();
+            bulk.append(&[batch(1, &[3; 40_000])], 0);
+            log
+        })
+        .collect();
+    let before = disk.file_count();
+    bulk.log.set_log_start(60).unwrap();
+    let entry = || CheckpointEntry { partition: partition(0), state: None };
+    // What a checkpoint has rewritten can be used again after the next.
+    (0..6).for_each(|known_at| store.checkpoint(vec![entry()], known_at).unwrap());
+    let after = disk.file_count();
+    assert!(before >= 60 && after <= 14, "{before} files before, {after} after, for 60 KB that live");
+    for log in &compacted_logs {
+        assert_eq!(records(log, 0).len(), 1);
+        assert_eq!(log.log.size(), log.bytes_of_all(0));
+    }
+}
+
 fn all() -> ReadRange {
     ReadRange { offset: 0, until: i64::MAX, max_bytes: 1 << 20, at_least_one: true }
 }
@@ -519,229 +580,4 @@ fn two_files_that_begin_with_the_same_frame_are_refused() {
     disk.copy_first_file();
     let error = volume.try_open().unwrap_err().to_string();
     assert!(error.contains("both begin with frame"), "{error}");
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Append {
-        records: usize,
-        size: usize,
-        next_epoch: bool,
-    },
-    Truncate(prop::sample::Index),
-    LogStart(prop::sample::Index),
-    Checkpoint,
-    Restart,
-    /// The power goes while batches of this many bytes are under way.
-    PowerLoss {
-        under_way: Vec<usize>,
-        seed: u64,
-    },
-    /// The process ends while batches of this many bytes are under way.
-    Crash {
-        under_way: Vec<usize>,
-    },
-    RetainBytes(u64),
-    Durability(bool),
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let step = prop_oneof![
-        8 => (1..5_usize, 0..9_000_usize, prop::bool::weighted(0.2))
-            .prop_map(|(records, size, next_epoch)| Step::Append { records, size, next_epoch }),
-        1 => any::<prop::sample::Index>().prop_map(Step::Truncate),
-        1 => any::<prop::sample::Index>().prop_map(Step::LogStart),
-        1 => Just(Step::Checkpoint),
-        1 => Just(Step::Restart),
-        2 => prop::collection::vec(0..30_000_usize, 0..5).prop_map(|under_way| Step::Crash { under_way }),
-        2 => (prop::collection::vec(0..30_000_usize, 0..5), any::<u64>())
-            .prop_map(|(under_way, seed)| Step::PowerLoss { under_way, seed }),
-        1 => (0..30_000_u64).prop_map(Step::RetainBytes),
-        1 => any::<bool>().prop_map(Step::Durability),
-    ];
-    prop::collection::vec(step, 1..40)
-}
-
-/// A batch of a log as it must be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Expected {
-    base: i64,
-    next: i64,
-    epoch: i32,
-    crc: u32,
-}
-
-/// What a log must look like.
-#[derive(Debug, Default)]
-struct Model {
-    batches: Vec<Expected>,
-    log_start: i64,
-    end: i64,
-    epoch: i32,
-    /// Log end up to which everything has been synced.
-    synced: i64,
-    settings: LogSettings,
-}
-
-impl Model {
-    fn push(&mut self, bytes: &Bytes) {
-        let header = parse_header(bytes).unwrap();
-        let next = self.end + i64::from(header.last_offset_delta) + 1;
-        self.batches.push(Expected { base: self.end, next, epoch: self.epoch, crc: header.crc });
-        self.end = next;
-    }
-
-    fn cut(&mut self, offset: i64) {
-        self.batches.retain(|batch| batch.next <= offset);
-        self.end =
-            self.batches.last().map_or(self.log_start, |last| last.next).max(self.log_start.min(offset));
-        self.log_start = self.log_start.min(self.end);
-    }
-
-    fn check(&self, log: &Opened) {
-        let ends = log.log.ends();
-        assert_eq!((ends.log_start, ends.durable_end, ends.log_end), (self.log_start, self.end, self.end));
-        let expected: Vec<_> =
-            self.batches.iter().filter(|batch| batch.next > self.log_start).copied().collect();
-        let found = log.read_all(self.log_start);
-        let found: Vec<_> = found
-            .iter()
-            .map(|header| Expected {
-                base: header.base_offset,
-                next: header.next_offset(),
-                epoch: header.partition_leader_epoch,
-                crc: header.crc,
-            })
-            .collect();
-        assert_eq!(found, expected);
-        for batch in expected {
-            assert_eq!(log.log.epoch_at(batch.base.max(self.log_start)), Some(batch.epoch), "{batch:?}");
-        }
-    }
-}
-
-fn run(steps: Vec<Step>, options: JournalStoreOptions) {
-    let (volume, disk) = Directory::simulated(options);
-    let mut store = volume.open();
-    let mut model = Model { settings: kept_for_ever(), ..Model::default() };
-    let mut log = open(&store, model.settings);
-    // A log of which nothing is ever deleted: it keeps segments alive in which little is left, until they are rewritten.
-    let pinned_settings = kept_for_ever();
-    let mut pinned = try_open(&store, 1, pinned_settings).unwrap();
-    let mut pinned_batches = 0;
-    for (number, step) in (0..).zip(steps) {
-        let span = |index: &prop::sample::Index, model: &Model| {
-            let length = usize::try_from(model.end - model.log_start).unwrap();
-            model.log_start + i64::try_from(index.index(length + 1)).unwrap()
-        };
-        match step {
-            Step::Append { records, size, next_epoch } => {
-                model.epoch += i32::from(next_epoch);
-                let bytes = batch(records, &vec![u8::try_from(number % 251).unwrap(); size]);
-                log.append(std::slice::from_ref(&bytes), model.epoch);
-                model.push(&bytes);
-                pinned.append(&[batch(1, &[1; 50])], 0);
-                pinned_batches += 1;
-                // The pinned log has made it sync.
-                model.synced = model.end;
-            }
-            Step::Truncate(index) => {
-                let offset = span(&index, &model);
-                let ends = log.log.truncate(offset).unwrap();
-                if offset < model.end {
-                    let before = model.batches.iter().filter(|batch| batch.next <= offset).count();
-                    assert!(before > 0 || ends.log_end <= offset);
-                    model.cut(offset);
-                    // A batch that the log start cuts goes as a whole.
-                    model.end = ends.log_end;
-                    model.log_start = model.log_start.min(model.end);
-                }
-                model.synced = model.end;
-            }
-            Step::LogStart(index) => {
-                let offset = span(&index, &model);
-                let moves = offset > model.log_start;
-                log.log.set_log_start(offset).unwrap();
-                model.log_start = offset;
-                model.synced = if moves { model.end } else { model.synced };
-            }
-            Step::Checkpoint => {
-                store.checkpoint(vec![CheckpointEntry { partition: partition(0), state: None }], 1).unwrap();
-                model.synced = model.end;
-            }
-            Step::RetainBytes(bytes) => {
-                let settings = LogSettings { retention_bytes: Some(bytes), ..model.settings };
-                log.log.set_settings(settings);
-                log.log.retain(0, model.end).unwrap();
-                log.log.set_settings(model.settings);
-                let log_start = log.log.ends().log_start;
-                assert!(log_start >= model.log_start);
-                let left: i64 = model.batches.iter().filter(|batch| batch.base >= log_start).count() as i64;
-                assert!(left > 0 || bytes == 0 || log_start == model.log_start || log.log.size() == 0);
-                model.log_start = log_start;
-                model.batches.retain(|batch| batch.next > log_start);
-                model.synced = log.log.ends().log_end;
-            }
-            Step::Durability(fsync) => {
-                model.settings.durability = if fsync { Durability::Fsync } else { Durability::Written };
-                log.log.set_settings(model.settings);
-            }
-            Step::Restart => {
-                store.close();
-                store = volume.open();
-                log = open(&store, model.settings);
-                pinned = try_open(&store, 1, pinned_settings).unwrap();
-                model.synced = model.end;
-            }
-            Step::PowerLoss { .. } | Step::Crash { .. } => {
-                let (under_way, seed) = match step {
-                    Step::PowerLoss { under_way, seed } => (under_way, Some(seed)),
-                    Step::Crash { under_way } => (under_way, None),
-                    _ => unreachable!("the two of this arm"),
-                };
-                // A log that is not synced is as good as one that is, if only the process ends.
-                let acknowledged = if seed.is_some() { model.synced } else { model.end };
-                for size in under_way {
-                    let bytes = batch(2, &vec![9; size]);
-                    log.queue(&bytes, model.epoch).unwrap();
-                    model.push(&bytes);
-                }
-                let index = volume.index_on_disk();
-                disk.cut_power();
-                store.close();
-                match seed {
-                    Some(seed) => disk.restore_power(seed),
-                    None => disk.revive(),
-                }
-                volume.replace_index(&index);
-                store = volume.open();
-                log = open(&store, model.settings);
-                pinned = try_open(&store, 1, pinned_settings).unwrap();
-                let end = log.log.ends().log_end;
-                assert!(end >= acknowledged, "{acknowledged} was acknowledged and {end} is left");
-                let whole = end == model.log_start || model.batches.iter().any(|batch| batch.next == end);
-                assert!(whole, "{end} is in the middle of a batch: {model:?}");
-                model.cut(end);
-                model.end = end;
-                model.synced = end;
-            }
-        }
-        model.check(&log);
-        assert_eq!(pinned.read_all(0).len(), pinned_batches);
-    }
-}
-
-/// Seeded runs for one test; `MILLRACE_CRASH_RUNS` asks for more.
-fn crash_runs() -> u32 {
-    std::env::var("MILLRACE_CRASH_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(200)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: crash_runs(), ..ProptestConfig::default() })]
-
-    #[test]
-    fn the_log_equals_its_model_through_restarts_crashes_and_power_losses(steps in steps(), cached in any::<bool>()) {
-        let tail_cache_bytes = if cached { 1 << 20 } else { 0 };
-        run(steps, JournalStoreOptions { tail_cache_bytes, segment_bytes: Some(96 << 10), ..options() });
-    }
 }

@@ -6,7 +6,7 @@
 //! | `c` | – | journal position at the last orderly end | deleted by the next start |
 //! | `f` | – | format version u8, uuid of the volume | written once |
 //! | `j` | – | journal position that the index covers: segment, end in it, sequence | with every change |
-//! | `l` | topic id, partition | log: start, end, when last known to exist, leader epochs | updated, deleted with the log |
+//! | `l` | topic id, partition | log: start, end, when last known to exist, how far compacted, leader epochs | updated, deleted with the log |
 //! | `r` | topic id, partition, base offset | run and its place | written once, replaced when moved, deleted with its records |
 //! | `s` | topic id, partition | state of the log's owner: offset and bytes | replaced at checkpoints, deleted with the log |
 //! | `u` | segment | bytes of runs that live in the segment, u64 | updated, deleted when none is left |
@@ -131,17 +131,27 @@ pub(super) struct LogRecord {
     pub(super) end_without_runs: i64,
     /// Metadata log index at which the partition was last known to exist.
     pub(super) known_at: Option<u64>,
+    /// First offset that is not compacted.
+    pub(super) first_dirty: i64,
+    /// First of the delete horizons below that, ms since 1970.
+    pub(super) delete_horizon_ms: Option<i64>,
+    /// Bytes that compaction has removed between the first run and the last: by so much the positions of the two
+    /// in the log are farther apart than what is left. Less than nothing where batches have become longer.
+    pub(super) removed_bytes: i64,
     pub(super) epochs: Vec<EpochStart>,
 }
 
 impl LogRecord {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(32 + self.epochs.len() * 12);
+        let mut out = Vec::with_capacity(56 + self.epochs.len() * 12);
         out.put_u8(VERSION);
         out.put_i64(self.log_start);
         out.put_i64(self.end_without_runs);
         out.put_u8(u8::from(self.known_at.is_some()));
         out.put_u64(self.known_at.unwrap_or_default());
+        out.put_i64(self.first_dirty);
+        out.put_i64(self.delete_horizon_ms.unwrap_or(-1));
+        out.put_i64(self.removed_bytes);
         for epoch in &self.epochs {
             out.put_i32(epoch.leader_epoch);
             out.put_i64(epoch.start_offset);
@@ -156,6 +166,8 @@ impl LogRecord {
         let (log_start, end_without_runs) = (from.try_get_i64().ok()?, from.try_get_i64().ok()?);
         let known = from.try_get_u8().ok()? != 0;
         let known_at = from.try_get_u64().ok()?;
+        let (first_dirty, horizon) = (from.try_get_i64().ok()?, from.try_get_i64().ok()?);
+        let removed_bytes = from.try_get_i64().ok()?;
         let mut epochs = Vec::new();
         while !from.is_empty() {
             epochs.push(EpochStart {
@@ -163,7 +175,15 @@ impl LogRecord {
                 start_offset: from.try_get_i64().ok()?,
             });
         }
-        Some(Self { log_start, end_without_runs, known_at: known.then_some(known_at), epochs })
+        Some(Self {
+            log_start,
+            end_without_runs,
+            known_at: known.then_some(known_at),
+            first_dirty,
+            delete_horizon_ms: (horizon >= 0).then_some(horizon),
+            removed_bytes,
+            epochs,
+        })
     }
 }
 
@@ -253,6 +273,9 @@ mod tests {
             log_start: 4,
             end_without_runs: 9,
             known_at: Some(7),
+            first_dirty: 6,
+            delete_horizon_ms: Some(1_000),
+            removed_bytes: 300,
             epochs: vec![EpochStart { leader_epoch: 1, start_offset: 4 }],
         };
         assert_eq!(LogRecord::decode(&record.encode()).unwrap(), record);

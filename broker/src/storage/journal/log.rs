@@ -3,9 +3,11 @@
 //! Everything below the durable end that is not in memory is in the index; what the index does not know yet is in
 //! memory. A reader looks there first and needs no more than its own lock.
 
+mod compact;
+mod read;
+
 use std::collections::VecDeque;
 use std::fmt;
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
@@ -16,20 +18,14 @@ use parking_lot::Mutex;
 
 use super::Shared;
 use super::frame::{Entry, Run};
-use super::keys::PlacedRun;
 use super::writer::{Command, Written};
 use crate::metadata::image::TopicIdPartition;
-use crate::storage::batch::{StoredBatchError, WholeBatches, check_layout, check_sums};
 use crate::storage::{
-    Admission, AppendBatch, Durability, EpochCache, EpochEnd, LogEnds, LogListener, LogSettings,
-    PartitionLog, ReadRange, StorageError,
+    Admission, AppendBatch, CompactionJob, CompactionReport, Dirt, Durability, EpochCache, EpochEnd, LogEnds,
+    LogListener, LogSettings, PartitionLog, ReadRange, StorageError,
 };
 
-/// Most bytes that one read from the disk returns, whatever was asked for.
-const MAX_COLD_READ: usize = 8 << 20;
-
-/// Tries to find a run that moves to another place while it is being looked up.
-const PLACE_TRIES: usize = 8;
+use read::pick;
 
 /// See the module documentation.
 pub(super) struct JournalLog {
@@ -39,6 +35,10 @@ pub(super) struct JournalLog {
     listener: Weak<dyn LogListener>,
     this: Weak<Self>,
     state: Mutex<State>,
+    /// Held while something is cut, deleted or replaced and the state learns what that has left.
+    changing: Mutex<()>,
+    /// Held while the log is compacted.
+    compacting: Mutex<()>,
 }
 
 /// A log as the index knows it.
@@ -47,6 +47,7 @@ pub(super) struct Found {
     pub(super) log_start: i64,
     pub(super) end: i64,
     pub(super) epochs: EpochCache,
+    pub(super) removed_bytes: i64,
     pub(super) first: Option<Run>,
     pub(super) last: Option<Run>,
 }
@@ -59,7 +60,7 @@ struct State {
     log_end: i64,
     durable_bytes: u64,
     epochs: EpochCache,
-    /// The newest runs, oldest first; without a gap, and up to the durable end if there are any.
+    /// The newest runs, oldest first, with none left out, and up to the durable end if there are any.
     tail: VecDeque<Chunk>,
     /// Largest timestamp and bytes up to the last run that the writer has placed.
     running_max_timestamp: i64,
@@ -67,6 +68,8 @@ struct State {
     /// Position in the log of the first byte that is left, and after the last that is durable.
     first_byte: u64,
     end_byte: u64,
+    /// Bytes between the two that compaction has removed.
+    removed_bytes: i64,
     gone: bool,
 }
 
@@ -92,7 +95,7 @@ impl JournalLog {
         found: Found,
         listener: Weak<dyn LogListener>,
     ) -> Arc<Self> {
-        let end_byte = found.last.map_or(0, |last| last.log_position + u64::from(last.length));
+        let end_byte = found.last.map_or(0, |last| last.log_end());
         let state = State {
             settings,
             log_start: found.log_start,
@@ -105,6 +108,7 @@ impl JournalLog {
             placed_bytes: end_byte,
             first_byte: found.first.map_or(end_byte, |first| first.log_position),
             end_byte,
+            removed_bytes: found.removed_bytes,
             gone: false,
         };
         let id = shared.next_log.fetch_add(1, Ordering::Relaxed);
@@ -115,6 +119,8 @@ impl JournalLog {
             listener,
             this: Weak::clone(this),
             state: Mutex::new(state),
+            changing: Mutex::default(),
+            compacting: Mutex::default(),
         })
     }
 
@@ -151,7 +157,7 @@ impl JournalLog {
         let mut state = self.state.lock();
         state.running_max_timestamp = state.running_max_timestamp.max(run.max_timestamp);
         let log_position = state.placed_bytes;
-        state.placed_bytes += u64::from(run.length);
+        state.placed_bytes = state.placed_bytes.wrapping_add(u64::from(run.length));
         Run { running_max_timestamp: state.running_max_timestamp, log_position, ..run }
     }
 
@@ -165,7 +171,7 @@ impl JournalLog {
             for Written { run, bytes, sequence } in runs {
                 state.durable_end = run.next_offset();
                 state.durable_bytes += u64::from(run.length);
-                state.end_byte = run.log_position + u64::from(run.length);
+                state.end_byte = run.log_end();
                 state.tail.push_back(Chunk { run, bytes, sequence });
             }
             (state.durable_end, state.durable_bytes)
@@ -183,6 +189,11 @@ impl JournalLog {
         }
     }
 
+    /// Bytes that compaction has removed, as the index counts them.
+    fn removed_bytes(&self) -> Result<i64, StorageError> {
+        Ok(self.shared.index.log(self.partition)?.map_or(0, |record| record.removed_bytes))
+    }
+
     fn change(&self, entry: Entry) -> Result<(), StorageError> {
         self.shared.ask(|reply| Command::Change { entry, reply })
     }
@@ -196,9 +207,11 @@ impl JournalLog {
     fn cut(&self, end: i64, left: Option<Run>) -> Result<LogEnds, StorageError> {
         self.change(Entry::Truncate(self.partition, end, left))?;
         let last = self.shared.index.last_run(self.partition)?.map(|placed| placed.run);
+        let removed_bytes = self.removed_bytes()?;
         let ends = {
             let mut state = self.state.lock();
             state.cut(end, last);
+            state.removed_bytes = removed_bytes;
             state.ends()
         };
         self.tell(&ends);
@@ -210,161 +223,6 @@ impl JournalLog {
             listener.durable_end_moved(ends.durable_end, ends.durable_bytes);
         }
     }
-
-    /// The bytes of a run, wherever it is now; `None` if it is gone.
-    fn run_bytes(&self, placed: PlacedRun) -> Result<Option<Bytes>, StorageError> {
-        Ok(self.runs_bytes(&[placed])?.map(|(bytes, _)| bytes))
-    }
-
-    /// The bytes of the first of some runs, and of those after it that follow it on the disk, in one read; and how many
-    /// runs that are. `None` if the first is gone.
-    ///
-    /// They are laid out as the index says, or it is an error for the first run and the end for those after it. Their
-    /// checksums are left to whoever reads them, as in Kafka.
-    fn runs_bytes(&self, runs: &[PlacedRun]) -> Result<Option<(Bytes, usize)>, StorageError> {
-        let Some(first) = runs.first() else { return Ok(None) };
-        if let Some(segment) = self.shared.segments.get(first.segment) {
-            let adjacent = |pair: &&[PlacedRun]| {
-                pair[0].segment == pair[1].segment && pair[0].end_position() == u64::from(pair[1].position)
-            };
-            let count = 1 + runs.windows(2).take_while(adjacent).count();
-            let length = runs[..count].iter().map(|placed| placed.run.length as usize).sum();
-            let mut bytes = segment.read(u64::from(first.position), length)?;
-            let (mut checked, mut good) = (0, 0);
-            for placed in &runs[..count] {
-                let end = checked + placed.run.length as usize;
-                match self.check(*placed, &bytes[checked..end]) {
-                    Ok(()) => (checked, good) = (end, good + 1),
-                    Err(error) if good == 0 => return Err(error),
-                    Err(_reported_by_the_next_read) => break,
-                }
-            }
-            bytes.truncate(checked);
-            return Ok(Some((bytes, good)));
-        }
-        // Moved since it was looked up, or deleted.
-        let mut placed = *first;
-        for _ in 0..PLACE_TRIES {
-            match self.shared.index.run_at_or_before(self.partition, placed.run.base_offset)? {
-                Some(found) if found.run.base_offset == placed.run.base_offset => placed = found,
-                _ => return Ok(None),
-            }
-            if let Some(segment) = self.shared.segments.get(placed.segment) {
-                let bytes = segment.read(u64::from(placed.position), placed.run.length as usize)?;
-                self.check(placed, &bytes)?;
-                return Ok(Some((bytes, 1)));
-            }
-        }
-        Err(StorageError::Damaged {
-            path: self.shared.segments.directory().to_path_buf(),
-            position: u64::from(placed.position),
-            problem: format!(
-                "segment {}, which holds records of {:?}, is not there",
-                placed.segment, self.partition
-            ),
-        })
-    }
-
-    fn check(&self, placed: PlacedRun, bytes: &[u8]) -> Result<(), StorageError> {
-        let Run { base_offset, last_offset, leader_epoch, .. } = placed.run;
-        check_layout(bytes, base_offset, last_offset, leader_epoch)
-            .map_err(|(position, error)| self.damaged(placed, position, &error))
-    }
-
-    fn damaged(&self, placed: PlacedRun, position: usize, error: &StoredBatchError) -> StorageError {
-        let segment = self.shared.segments.get(placed.segment);
-        let path = segment
-            .map_or_else(|| self.shared.segments.directory().to_path_buf(), |it| it.path().to_path_buf());
-        let position = u64::from(placed.position) + position as u64;
-        let problem =
-            format!("records of {:?} from offset {}: {error}", self.partition, placed.run.base_offset);
-        StorageError::Damaged { path, position, problem }
-    }
-
-    /// What the index knows of a range, and whether it knows anything in it, however large.
-    fn read_cold(&self, range: ReadRange) -> Result<(RecordBytes, bool), StorageError> {
-        let mut left = ReadRange { max_bytes: range.max_bytes.min(MAX_COLD_READ), ..range };
-        let mut runs = Vec::new();
-        let mut planned = 0;
-        self.shared.index.runs_from(self.partition, range.offset, |placed| {
-            if placed.run.base_offset >= range.until || (planned > 0 && planned >= left.max_bytes) {
-                return false;
-            }
-            planned += placed.run.length as usize;
-            runs.push(placed);
-            true
-        })?;
-        let mut parts = Vec::new();
-        let mut rest = runs.as_slice();
-        loop {
-            let (bytes, count) = match self.runs_bytes(rest) {
-                Ok(Some(found)) => found,
-                Ok(None) => break,
-                Err(error) if parts.is_empty() => return Err(error),
-                // What comes before it is good; whoever goes on behind that gets the error.
-                Err(_reported_by_the_next_read) => break,
-            };
-            rest = &rest[count..];
-            let part = pick(&bytes, left);
-            let whole_rest = part.end == bytes.len();
-            if !part.is_empty() {
-                left.max_bytes = left.max_bytes.saturating_sub(part.len());
-                left.at_least_one = false;
-                parts.push(bytes.slice(part));
-            }
-            if !whole_rest {
-                break;
-            }
-        }
-        Ok((parts.into(), !runs.is_empty()))
-    }
-
-    /// The first batch of a run that `matches`.
-    fn batch_in(
-        &self,
-        placed: PlacedRun,
-        matches: impl Fn(&BatchHeader) -> bool,
-    ) -> Result<Option<Bytes>, StorageError> {
-        Ok(self.run_bytes(placed)?.and_then(|bytes| first_batch(&bytes, matches)))
-    }
-
-    /// Runs that are in memory, with their bytes.
-    fn chunks(&self) -> Vec<(Run, Bytes)> {
-        self.state.lock().tail.iter().map(|chunk| (chunk.run, chunk.bytes.clone())).collect()
-    }
-
-    /// Where the log ends if everything from `offset` on is cut off, and what is left of the run that is cut.
-    fn find_cut(&self, offset: i64) -> Result<(i64, Option<Run>), StorageError> {
-        let index = &self.shared.index;
-        let Some(placed) = index.run_at_or_before(self.partition, offset)? else { return Ok((offset, None)) };
-        if placed.run.last_offset < offset {
-            // The same, unless there is a gap.
-            return Ok((placed.run.next_offset(), None));
-        }
-        let bytes = self.run_bytes(placed)?.ok_or(StorageError::Gone)?;
-        let (mut length, mut max_timestamp, mut end) = (0, -1, placed.run.base_offset);
-        for (position, header) in WholeBatches::new(&bytes) {
-            if header.last_offset() >= offset {
-                break;
-            }
-            length = position + header.size_in_bytes();
-            max_timestamp = max_timestamp.max(header.max_timestamp);
-            end = header.next_offset();
-        }
-        if length == 0 {
-            return Ok((end, None));
-        }
-        let before = index.run_at_or_before(self.partition, placed.run.base_offset - 1)?;
-        let running = before.map_or(-1, |before| before.run.running_max_timestamp).max(max_timestamp);
-        let left = Run {
-            last_offset: end - 1,
-            max_timestamp,
-            running_max_timestamp: running,
-            length: u32::try_from(length).expect("shorter than the run"),
-            ..placed.run
-        };
-        Ok((end, Some(left)))
-    }
 }
 
 impl PartitionLog for JournalLog {
@@ -374,6 +232,7 @@ impl PartitionLog for JournalLog {
             return Err(StorageError::Gone);
         }
         let header = batch.header;
+        // What a follower is sent of a compacted log has gaps.
         if header.base_offset < state.log_end {
             return Err(StorageError::NotContiguous {
                 base_offset: header.base_offset,
@@ -406,30 +265,11 @@ impl PartitionLog for JournalLog {
     }
 
     fn read(&self, range: ReadRange) -> Result<RecordBytes, StorageError> {
-        if let Some(bytes) = self.read_memory(range)? {
-            return Ok(bytes);
-        }
-        let (bounded, in_memory) = {
-            let state = self.state.lock();
-            let Some(bounded) = state.bounded(range)? else { return Ok(RecordBytes::new()) };
-            (bounded, state.tail.front().map(|chunk| chunk.run.base_offset))
-        };
-        let (bytes, found) = self.read_cold(bounded)?;
-        // A gap before what was in memory only: nothing below that is missing in the index. Nothing in `bytes` is no
-        // proof of a gap, as the first batch may be larger than what was asked for.
-        if let Some(offset) = in_memory.filter(|offset| !found && *offset < bounded.until) {
-            let rest = ReadRange { offset, ..bounded };
-            let in_memory = self.state.lock().read_tail(rest);
-            return in_memory.map_or_else(|| self.read_cold(rest).map(|(bytes, _)| bytes), Ok);
-        }
-        if bytes.is_empty() && bounded.at_least_one {
-            // Retention may have taken it while it was being read: then the offset is out of range now.
-            self.state.lock().bounded(range)?;
-        }
-        Ok(bytes)
+        self.read_range(range)
     }
 
     fn truncate(&self, offset: i64) -> Result<LogEnds, StorageError> {
+        let _changing = self.changing.lock();
         self.settle()?;
         let ends = self.ends();
         if offset >= ends.log_end {
@@ -443,6 +283,7 @@ impl PartitionLog for JournalLog {
     }
 
     fn start_anew(&self, offset: i64) -> Result<LogEnds, StorageError> {
+        let _changing = self.changing.lock();
         self.settle()?;
         let ends = self.cut(self.ends().log_start.min(offset), None)?;
         if offset == ends.log_end {
@@ -460,6 +301,7 @@ impl PartitionLog for JournalLog {
     }
 
     fn set_log_start(&self, log_start: i64) -> Result<(), StorageError> {
+        let _changing = self.changing.lock();
         let ends = self.ends();
         if log_start > ends.durable_end {
             return Err(out_of_range(log_start, &ends));
@@ -470,55 +312,19 @@ impl PartitionLog for JournalLog {
         // Durable first: a log start that readers have seen must not move back.
         self.change(Entry::LogStart(self.partition, log_start))?;
         let first = self.shared.index.first_run(self.partition)?.map(|placed| placed.run);
-        self.state.lock().move_log_start(log_start, first);
+        let removed_bytes = self.removed_bytes()?;
+        let mut state = self.state.lock();
+        state.move_log_start(log_start, first);
+        state.removed_bytes = removed_bytes;
         Ok(())
     }
 
     fn batch_by_time(&self, timestamp: i64, from: i64) -> Result<Option<Bytes>, StorageError> {
-        let matches =
-            |header: &BatchHeader| header.max_timestamp >= timestamp && header.last_offset() >= from;
-        // In memory first: what leaves it while the index is searched is in the index.
-        let chunks = self.chunks();
-        let mut next = from;
-        while let Some(placed) = self.shared.index.run_by_time(self.partition, timestamp, next)? {
-            if let Some(batch) = self.batch_in(placed, matches)? {
-                return Ok(Some(batch));
-            }
-            next = placed.run.next_offset();
-        }
-        let in_memory = chunks.iter().filter(|(run, _)| run.max_timestamp >= timestamp);
-        Ok(in_memory.filter_map(|(_, bytes)| first_batch(bytes, matches)).next())
+        self.find_by_time(timestamp, from)
     }
 
     fn batch_with_max_timestamp(&self) -> Result<Option<Bytes>, StorageError> {
-        let log_start = self.ends().log_start;
-        let chunks = self.chunks();
-        let counts = |header: &BatchHeader| header.last_offset() >= log_start;
-        // The first run may begin below the log start: what its batches hold has to be looked at.
-        let mut best: Option<(i64, Bytes)> = None;
-        let mut candidate: Option<PlacedRun> = None;
-        let mut cut: Option<PlacedRun> = None;
-        self.shared.index.runs_from(self.partition, log_start, |placed| {
-            if placed.run.base_offset < log_start {
-                cut = Some(placed);
-            } else if candidate.is_none_or(|best| placed.run.max_timestamp > best.run.max_timestamp) {
-                candidate = Some(placed);
-            }
-            true
-        })?;
-        if let Some(bytes) = cut.map(|placed| self.run_bytes(placed)).transpose()?.flatten() {
-            best = best_batch(best, &bytes, counts);
-        }
-        if let Some(placed) = candidate
-            && best.as_ref().is_none_or(|(timestamp, _)| placed.run.max_timestamp > *timestamp)
-            && let Some(bytes) = self.run_bytes(placed)?
-        {
-            best = best_batch(best, &bytes, counts);
-        }
-        for (_, bytes) in &chunks {
-            best = best_batch(best, bytes, counts);
-        }
-        Ok(best.map(|(_, batch)| batch))
+        self.find_max_timestamp()
     }
 
     fn begin_epoch(&self, leader_epoch: i32) {
@@ -541,24 +347,7 @@ impl PartitionLog for JournalLog {
     }
 
     fn replay(&self, from: i64, visit: &mut dyn FnMut(&BatchHeader)) -> Result<(), StorageError> {
-        let ends = self.ends();
-        if from >= ends.durable_end {
-            return Ok(());
-        }
-        self.settle()?;
-        let mut runs = Vec::new();
-        self.shared.index.runs_from(self.partition, from.max(ends.log_start), |placed| {
-            runs.push(placed);
-            true
-        })?;
-        for placed in runs {
-            let Some(bytes) = self.run_bytes(placed)? else { continue };
-            check_sums(&bytes).map_err(|(position, error)| self.damaged(placed, position, &error))?;
-            WholeBatches::new(&bytes)
-                .filter(|(_, header)| header.last_offset() >= from)
-                .for_each(|(_, header)| visit(&header));
-        }
-        Ok(())
+        self.replay_from(from, visit)
     }
 
     fn set_settings(&self, settings: LogSettings) {
@@ -597,6 +386,14 @@ impl PartitionLog for JournalLog {
     fn size(&self) -> u64 {
         self.state.lock().size()
     }
+
+    fn dirt(&self, until: i64, now_ms: i64) -> Result<Dirt, StorageError> {
+        self.look_at_dirt(until, now_ms)
+    }
+
+    fn compact(&self, job: &CompactionJob<'_>) -> Result<CompactionReport, StorageError> {
+        self.compact_by(job)
+    }
 }
 
 impl State {
@@ -610,7 +407,7 @@ impl State {
     }
 
     fn size(&self) -> u64 {
-        self.end_byte.saturating_sub(self.first_byte)
+        left_between(self.first_byte, self.end_byte, self.removed_bytes)
     }
 
     fn cut(&mut self, end: i64, last: Option<Run>) {
@@ -625,8 +422,7 @@ impl State {
         if self.tail.back().is_some_and(|chunk| chunk.run.next_offset() != end) {
             self.tail.clear();
         }
-        self.end_byte = last.map_or(self.first_byte, |last| last.log_position + u64::from(last.length));
-        self.first_byte = self.first_byte.min(self.end_byte);
+        self.end_byte = last.map_or(self.first_byte, |last| last.log_end());
         self.placed_bytes = self.end_byte;
         self.running_max_timestamp = last.map_or(-1, |last| last.running_max_timestamp);
     }
@@ -662,6 +458,11 @@ impl State {
             return None;
         }
         let first = self.tail.partition_point(|chunk| chunk.run.last_offset < range.offset);
+        Some(self.read_tail_from(first, range))
+    }
+
+    /// Reads from memory, from the run with this number on.
+    fn read_tail_from(&self, first: usize, range: ReadRange) -> RecordBytes {
         let mut parts: Vec<Bytes> = Vec::new();
         let mut left = range;
         for chunk in self.tail.range(first..) {
@@ -680,51 +481,21 @@ impl State {
                 break;
             }
         }
-        Some(parts.into())
+        parts.into()
+    }
+
+    /// Lets go of runs in memory below `offset`, which are in the index.
+    fn forget_below(&mut self, offset: i64) {
+        while self.tail.front().is_some_and(|chunk| chunk.run.base_offset < offset) {
+            self.tail.pop_front();
+        }
     }
 }
 
-fn first_batch(bytes: &Bytes, matches: impl Fn(&BatchHeader) -> bool) -> Option<Bytes> {
-    WholeBatches::new(bytes)
-        .find(|(_, header)| matches(header))
-        .map(|(position, header)| bytes.slice(position..position + header.size_in_bytes()))
-}
-
-/// The better of `best` and the first batch with the largest timestamp in `bytes` that `counts`.
-fn best_batch(
-    best: Option<(i64, Bytes)>,
-    bytes: &Bytes,
-    counts: impl Fn(&BatchHeader) -> bool,
-) -> Option<(i64, Bytes)> {
-    WholeBatches::new(bytes).filter(|(_, header)| counts(header)).fold(best, |best, (position, header)| {
-        if best.as_ref().is_some_and(|(timestamp, _)| *timestamp >= header.max_timestamp) {
-            return best;
-        }
-        Some((header.max_timestamp, bytes.slice(position..position + header.size_in_bytes())))
-    })
-}
-
-/// The whole batches of `bytes` that `range` asks for.
-fn pick(bytes: &[u8], range: ReadRange) -> Range<usize> {
-    let mut start = None;
-    let mut end = 0;
-    for (position, header) in WholeBatches::new(bytes) {
-        if header.last_offset() < range.offset {
-            continue;
-        }
-        if header.base_offset >= range.until {
-            break;
-        }
-        let from = *start.get_or_insert(position);
-        let next = position + header.size_in_bytes();
-        let fits = next - from <= range.max_bytes || (from == position && range.at_least_one);
-        if !fits {
-            break;
-        }
-        end = next;
-    }
-    let start = start.unwrap_or(0);
-    start..end.max(start)
+/// Bytes between two positions in a log, without those that compaction has removed.
+fn left_between(start: u64, end: u64, removed_bytes: i64) -> u64 {
+    let left = end.wrapping_sub(start).cast_signed().wrapping_sub(removed_bytes);
+    u64::try_from(left).unwrap_or_default()
 }
 
 fn out_of_range(offset: i64, ends: &LogEnds) -> StorageError {

@@ -25,6 +25,7 @@
 //! files missing as a whole, both only as long as the index on the disk does not cover them.
 
 mod buffer;
+mod changes;
 mod disk;
 mod fail_point;
 mod frame;
@@ -143,7 +144,7 @@ impl JournalStore {
         let io_error = |doing, source| StorageError::Io { doing, path: directory.to_path_buf(), source };
         let space = options.disk.space(directory).map_err(|source| io_error("looking at", source))?;
         let computed = (space.total / 256).next_power_of_two().clamp(SEGMENT_BYTES.0, SEGMENT_BYTES.1);
-        let segment_bytes = options.segment_bytes.unwrap_or(computed);
+        let segment_bytes = options.segment_bytes.unwrap_or(computed).next_multiple_of(BLOCK as u64);
         let journal_path = directory.join("journal");
         let (segments, first_frames) =
             Segments::open(&journal_path, Arc::clone(&options.disk), segment_bytes, volume)?;
@@ -228,6 +229,7 @@ impl LogStore for JournalStore {
             log_start: record.log_start,
             end,
             epochs: EpochCache::from_entries(record.epochs),
+            removed_bytes: record.removed_bytes,
             first,
             last,
         };

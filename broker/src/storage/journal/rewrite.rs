@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Shared;
-use super::frame::{Entry, Run};
+use super::frame::Run;
 use super::keys::PlacedRun;
 use super::recovery::frames;
 use super::segments::Segment;
@@ -90,7 +90,8 @@ fn rewrite(shared: &Shared, segment: &Arc<Segment>) -> Result<u64, StorageError>
     let before = shared.index.live_in(segment.id)?;
     let mut live = Vec::new();
     frames(segment, shared.volume, |placed| {
-        if let Entry::Append(partition, run) | Entry::Move(partition, run) = placed.entry
+        let partition = placed.entry.partition();
+        if let Some(run) = placed.entry.run()
             && let Some(found) = shared.index.run_at_or_before(partition, run.base_offset)?
             && (found.run.base_offset, found.segment, found.position)
                 == (run.base_offset, segment.id, placed.position)

@@ -167,8 +167,7 @@ impl Segments {
 
     /// Begins a segment whose first frame will have sequence `id`, in a free file or a new one.
     pub(super) fn begin(&self, id: u64) -> Result<Arc<Segment>, (PathBuf, io::Error)> {
-        let free = self.files.lock().free.pop();
-        let file = match free {
+        let file = match self.take_free() {
             Some(file) => {
                 FailPoint::RecycledTaken.pass();
                 file
@@ -185,6 +184,23 @@ impl Segments {
         let segment = Arc::new(Segment { id, file });
         self.files.lock().in_use.insert(id, Arc::clone(&segment));
         Ok(segment)
+    }
+
+    /// A free file that is long enough. Those that are not, made with another setting, are deleted.
+    fn take_free(&self) -> Option<SegmentFile> {
+        loop {
+            let file = self.files.lock().free.pop()?;
+            if file.file.length() >= self.segment_bytes {
+                return Some(file);
+            }
+            self.delete(&file.path);
+        }
+    }
+
+    fn delete(&self, path: &Path) {
+        if let Err(error) = self.disk.remove(path) {
+            tracing::warn!(path = %path.display(), %error, "a file of the journal that is not needed stays");
+        }
     }
 
     /// Ends the life of every segment that `is_dead`, and deletes files that are not worth keeping. Returns how many
@@ -209,10 +225,8 @@ impl Segments {
             }
             died
         };
-        for path in surplus {
-            if let Err(error) = self.disk.remove(&path) {
-                tracing::warn!(path = %path.display(), %error, "a file of the journal that is not needed stays");
-            }
+        for path in &surplus {
+            self.delete(path);
             FailPoint::FileRemoved.pass();
         }
         died

@@ -42,7 +42,7 @@ const FRAME_BYTES: usize = 1 << 20;
 
 /// Bytes after which a log's batches in a frame become another run: the index finds runs, so a reader that wants little
 /// need not read more than this beside it.
-const RUN_BYTES: usize = 128 << 10;
+pub(super) const RUN_BYTES: usize = 128 << 10;
 
 /// Most bytes written without a sync.
 pub(super) const MAX_UNSYNCED_BYTES: u64 = 32 << 20;
@@ -73,6 +73,12 @@ pub(super) enum Command {
     /// Write runs in a new place. Answered when they are there; the moves that have become pointless are left out.
     Move {
         runs: Vec<(TopicIdPartition, Run, Bytes)>,
+        reply: Reply,
+    },
+    /// Write entries, each in a frame of its own, with the bytes that belong to it; the index takes them one after the
+    /// other.
+    Replace {
+        pieces: Vec<(Entry, Bytes)>,
         reply: Reply,
     },
     /// Sync, let the index keep this about logs, and make the index durable.
@@ -292,6 +298,14 @@ impl Writer {
             Command::Move { runs, reply } => {
                 self.write_moves(&runs)?;
                 FailPoint::MoveWritten.pass();
+                self.sync()?;
+                self.tell(Work::Answer(reply));
+            }
+            Command::Replace { pieces, reply } => {
+                for (entry, bytes) in &pieces {
+                    let data = Piece { bytes, stamp: None };
+                    self.write_frame(std::slice::from_ref(entry), &mut std::iter::once(data))?;
+                }
                 self.sync()?;
                 self.tell(Work::Answer(reply));
             }

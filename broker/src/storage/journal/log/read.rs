@@ -1,0 +1,403 @@
+//! Reading a log: by offset, by time, and what a cut would leave.
+//!
+//! What was found in the index can be moved, compacted or deleted before it is read. A run that was moved is the same
+//! run and is read where it is now; one that is gone is looked for again by its offset.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use millrace_protocol::RecordBytes;
+use millrace_protocol::records::BatchHeader;
+
+use super::super::frame::Run;
+use super::super::keys::PlacedRun;
+use super::JournalLog;
+use crate::storage::batch::{StoredBatchError, WholeBatches, check_layout, check_sums};
+use crate::storage::{ReadRange, StorageError};
+
+/// Most bytes that one read from the disk returns, whatever was asked for.
+const MAX_COLD_READ: usize = 8 << 20;
+
+/// Most runs that are looked up at once.
+const MAX_RUNS: usize = 1_024;
+
+/// Most bytes that are read at once to be looked through, unless a run has more.
+const VISIT_BYTES: usize = 4 << 20;
+
+/// Tries to find a run that moves to another place, or is replaced, while it is being looked up.
+const PLACE_TRIES: usize = 8;
+
+impl JournalLog {
+    pub(super) fn read_range(&self, range: ReadRange) -> Result<RecordBytes, StorageError> {
+        for _ in 0..PLACE_TRIES {
+            // In memory first: what leaves it while the index is searched is in the index.
+            let (bounded, newer) = {
+                let state = self.state.lock();
+                let Some(bounded) = state.bounded(range)? else { return Ok(RecordBytes::new()) };
+                if let Some(bytes) = state.read_tail(bounded) {
+                    return Ok(bytes);
+                }
+                (bounded, state.read_tail_from(0, bounded))
+            };
+            let Some((older, found)) = self.read_cold(bounded)? else { continue };
+            // Nothing in it is no proof of a gap: the first batch may be larger than what was asked for.
+            if found {
+                return Ok(older);
+            }
+            if !newer.is_empty() {
+                // Nothing lies between the offset and what was in memory.
+                return Ok(newer);
+            }
+            // Nothing lies up to the bound. If that was the durable end of a moment ago, there may be more now.
+            // Retention may have taken it while it was being read: then the offset is out of range.
+            let now = self.state.lock().bounded(range)?;
+            if now.is_none_or(|now| now.until == bounded.until) {
+                break;
+            }
+        }
+        Ok(RecordBytes::new())
+    }
+
+    /// What the index knows of a range, and whether it knows anything in it, however large; `None` if what was found
+    /// has gone meanwhile.
+    fn read_cold(&self, range: ReadRange) -> Result<Option<(RecordBytes, bool)>, StorageError> {
+        let mut left = ReadRange { max_bytes: range.max_bytes.min(MAX_COLD_READ), ..range };
+        let mut runs = Vec::new();
+        let mut planned = 0;
+        self.shared.index.runs_from(self.partition, range.offset, |placed| {
+            if placed.run.base_offset >= range.until || (planned > 0 && planned >= left.max_bytes) {
+                return false;
+            }
+            planned += placed.run.length as usize;
+            runs.push(placed);
+            true
+        })?;
+        let mut parts = Vec::new();
+        let mut rest = runs.as_slice();
+        while !rest.is_empty() {
+            let (bytes, count) = match self.runs_bytes(rest) {
+                Ok(Some(found)) => found,
+                Ok(None) if parts.is_empty() => return Ok(None),
+                Ok(None) => break,
+                Err(error) if parts.is_empty() => return Err(error),
+                // What comes before it is good; whoever goes on behind that gets the error.
+                Err(_reported_by_the_next_read) => break,
+            };
+            rest = &rest[count..];
+            let part = pick(&bytes, left);
+            let whole_rest = part.end == bytes.len();
+            if !part.is_empty() {
+                left.max_bytes = left.max_bytes.saturating_sub(part.len());
+                left.at_least_one = false;
+                parts.push(bytes.slice(part));
+            }
+            if !whole_rest {
+                break;
+            }
+        }
+        Ok(Some((parts.into(), !runs.is_empty())))
+    }
+
+    /// The bytes of a run, wherever it is now; `None` if it is gone.
+    pub(super) fn run_bytes(&self, placed: PlacedRun) -> Result<Option<Bytes>, StorageError> {
+        Ok(self.runs_bytes(&[placed])?.map(|(bytes, _)| bytes))
+    }
+
+    /// The bytes of the first of some runs, and of those after it that follow it on the disk, in one read; and how many
+    /// runs that are. `None` if the first is gone.
+    ///
+    /// They are laid out as the index says, or it is an error for the first run and the end for those after it. Their
+    /// checksums are left to whoever reads them, as in Kafka.
+    fn runs_bytes(&self, runs: &[PlacedRun]) -> Result<Option<(Bytes, usize)>, StorageError> {
+        let Some(first) = runs.first() else { return Ok(None) };
+        if let Some(segment) = self.shared.segments.get(first.segment) {
+            let adjacent = |pair: &&[PlacedRun]| {
+                pair[0].segment == pair[1].segment && pair[0].end_position() == u64::from(pair[1].position)
+            };
+            let count = 1 + runs.windows(2).take_while(adjacent).count();
+            let length = runs[..count].iter().map(|placed| placed.run.length as usize).sum();
+            let mut bytes = segment.read(u64::from(first.position), length)?;
+            let (mut checked, mut good) = (0, 0);
+            for placed in &runs[..count] {
+                let end = checked + placed.run.length as usize;
+                match self.check(*placed, &bytes[checked..end]) {
+                    Ok(()) => (checked, good) = (end, good + 1),
+                    Err(error) if good == 0 => return Err(error),
+                    Err(_reported_by_the_next_read) => break,
+                }
+            }
+            bytes.truncate(checked);
+            return Ok(Some((bytes, good)));
+        }
+        // Moved since it was looked up, or deleted, or compacted.
+        let mut placed = *first;
+        for _ in 0..PLACE_TRIES {
+            match self.shared.index.run_at_or_before(self.partition, placed.run.base_offset)? {
+                Some(found) if found.run == placed.run => placed = found,
+                _ => return Ok(None),
+            }
+            if let Some(segment) = self.shared.segments.get(placed.segment) {
+                let bytes = segment.read(u64::from(placed.position), placed.run.length as usize)?;
+                self.check(placed, &bytes)?;
+                return Ok(Some((bytes, 1)));
+            }
+        }
+        Err(StorageError::Damaged {
+            path: self.shared.segments.directory().to_path_buf(),
+            position: u64::from(placed.position),
+            problem: format!(
+                "segment {}, which holds records of {:?}, is not there",
+                placed.segment, self.partition
+            ),
+        })
+    }
+
+    fn check(&self, placed: PlacedRun, bytes: &[u8]) -> Result<(), StorageError> {
+        let Run { base_offset, last_offset, leader_epoch, .. } = placed.run;
+        check_layout(bytes, base_offset, last_offset, leader_epoch)
+            .map_err(|(position, error)| self.damaged(placed, position, &error))
+    }
+
+    pub(super) fn damaged(
+        &self,
+        placed: PlacedRun,
+        position: usize,
+        error: &StoredBatchError,
+    ) -> StorageError {
+        let segment = self.shared.segments.get(placed.segment);
+        let path = segment
+            .map_or_else(|| self.shared.segments.directory().to_path_buf(), |it| it.path().to_path_buf());
+        let position = u64::from(placed.position) + position as u64;
+        let problem =
+            format!("records of {:?} from offset {}: {error}", self.partition, placed.run.base_offset);
+        StorageError::Damaged { path, position, problem }
+    }
+
+    /// Shows the runs of the index with their bytes in order, from the one that holds `from` or the first after it, up
+    /// to the last that begins below `until`, as long as `visit` returns true.
+    pub(super) fn visit_runs(
+        &self,
+        from: i64,
+        until: i64,
+        mut visit: impl FnMut(PlacedRun, Bytes) -> Result<bool, StorageError>,
+    ) -> Result<(), StorageError> {
+        let mut next = from;
+        loop {
+            let mut runs = Vec::new();
+            self.shared.index.runs_from(self.partition, next, |placed| {
+                let wanted = placed.run.base_offset < until && runs.len() < MAX_RUNS;
+                if wanted {
+                    runs.push(placed);
+                }
+                wanted
+            })?;
+            if runs.is_empty() {
+                return Ok(());
+            }
+            let mut rest = runs.as_slice();
+            // One that is gone since it was looked up ends the loop: what is there now is looked up again.
+            while let Some((bytes, count)) = self.runs_bytes(first_bytes(rest, VISIT_BYTES))? {
+                let mut at = 0;
+                for placed in &rest[..count] {
+                    let end = at + placed.run.length as usize;
+                    if !visit(*placed, bytes.slice(at..end))? {
+                        return Ok(());
+                    }
+                    next = placed.run.next_offset();
+                    at = end;
+                }
+                rest = &rest[count..];
+            }
+        }
+    }
+
+    pub(super) fn replay_from(
+        &self,
+        from: i64,
+        visit: &mut dyn FnMut(&BatchHeader),
+    ) -> Result<(), StorageError> {
+        let ends = self.state.lock().ends();
+        if from >= ends.durable_end {
+            return Ok(());
+        }
+        self.settle()?;
+        let mut next = from;
+        self.visit_runs(from.max(ends.log_start), i64::MAX, |placed, bytes| {
+            check_sums(&bytes).map_err(|(position, error)| self.damaged(placed, position, &error))?;
+            for (_, header) in WholeBatches::new(&bytes) {
+                if header.last_offset() >= next {
+                    visit(&header);
+                    next = header.next_offset();
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    pub(super) fn find_by_time(&self, timestamp: i64, from: i64) -> Result<Option<Bytes>, StorageError> {
+        let matches = |header: &BatchHeader| {
+            header.records_count > 0 && header.max_timestamp >= timestamp && header.last_offset() >= from
+        };
+        // In memory first: what leaves it while the index is searched is in the index.
+        let chunks = self.chunks();
+        let mut next = from;
+        let mut tries = 0;
+        while let Some(placed) = self.shared.index.run_by_time(self.partition, timestamp, next)? {
+            match self.run_bytes(placed)? {
+                None if tries < PLACE_TRIES => {
+                    tries += 1;
+                    continue;
+                }
+                Some(bytes) => {
+                    if let Some(batch) = first_batch(&bytes, matches) {
+                        return Ok(Some(batch));
+                    }
+                }
+                None => {}
+            }
+            next = placed.run.next_offset();
+        }
+        let in_memory = chunks.iter().filter(|(run, _)| run.max_timestamp >= timestamp);
+        Ok(in_memory.filter_map(|(_, bytes)| first_batch(bytes, matches)).next())
+    }
+
+    pub(super) fn find_max_timestamp(&self) -> Result<Option<Bytes>, StorageError> {
+        for _ in 0..PLACE_TRIES {
+            if let Some(found) = self.try_find_max_timestamp()? {
+                return Ok(found);
+            }
+        }
+        Err(StorageError::Gone)
+    }
+
+    /// `None` if a run was gone when it was to be read.
+    fn try_find_max_timestamp(&self) -> Result<Option<Option<Bytes>>, StorageError> {
+        let log_start = self.state.lock().ends().log_start;
+        let chunks = self.chunks();
+        let counts = |header: &BatchHeader| header.records_count > 0 && header.last_offset() >= log_start;
+        // The first run may begin below the log start: what its batches hold has to be looked at.
+        let mut best: Option<(i64, Bytes)> = None;
+        let mut candidate: Option<PlacedRun> = None;
+        let mut cut: Option<PlacedRun> = None;
+        self.shared.index.runs_from(self.partition, log_start, |placed| {
+            if placed.run.base_offset < log_start {
+                cut = Some(placed);
+            } else if candidate.is_none_or(|best| placed.run.max_timestamp > best.run.max_timestamp) {
+                candidate = Some(placed);
+            }
+            true
+        })?;
+        if let Some(placed) = cut {
+            let Some(bytes) = self.run_bytes(placed)? else { return Ok(None) };
+            best = best_batch(best, &bytes, counts);
+        }
+        if let Some(placed) = candidate
+            && best.as_ref().is_none_or(|(timestamp, _)| placed.run.max_timestamp > *timestamp)
+        {
+            let Some(bytes) = self.run_bytes(placed)? else { return Ok(None) };
+            best = best_batch(best, &bytes, counts);
+        }
+        for (_, bytes) in &chunks {
+            best = best_batch(best, bytes, counts);
+        }
+        Ok(Some(best.map(|(_, batch)| batch)))
+    }
+
+    /// Runs that are in memory, with their bytes.
+    fn chunks(&self) -> Vec<(Run, Bytes)> {
+        self.state.lock().tail.iter().map(|chunk| (chunk.run, chunk.bytes.clone())).collect()
+    }
+
+    /// Where the log ends if everything from `offset` on is cut off, and what is left of the run that is cut.
+    pub(super) fn find_cut(&self, offset: i64) -> Result<(i64, Option<Run>), StorageError> {
+        let index = &self.shared.index;
+        let Some(placed) = index.run_at_or_before(self.partition, offset)? else { return Ok((offset, None)) };
+        if placed.run.last_offset < offset {
+            // Between two runs there may be a gap: a log ends with its last run.
+            return Ok((placed.run.next_offset(), None));
+        }
+        let bytes = self.run_bytes(placed)?.ok_or(StorageError::Gone)?;
+        let before = index.run_at_or_before(self.partition, placed.run.base_offset - 1)?;
+        let (mut length, mut max_timestamp) = (0, -1);
+        let mut end = before.map_or(placed.run.base_offset, |before| before.run.next_offset());
+        for (position, header) in WholeBatches::new(&bytes) {
+            if header.last_offset() >= offset {
+                break;
+            }
+            length = position + header.size_in_bytes();
+            max_timestamp = max_timestamp.max(timestamp_of(&header));
+            end = header.next_offset();
+        }
+        if length == 0 {
+            return Ok((end, None));
+        }
+        let running = before.map_or(-1, |before| before.run.running_max_timestamp).max(max_timestamp);
+        let left = Run {
+            last_offset: end - 1,
+            max_timestamp,
+            running_max_timestamp: running,
+            length: u32::try_from(length).expect("shorter than the run"),
+            ..placed.run
+        };
+        Ok((end, Some(left)))
+    }
+}
+
+/// As many of the first runs as have `limit` bytes together, and at least one.
+fn first_bytes(runs: &[PlacedRun], limit: usize) -> &[PlacedRun] {
+    let mut bytes = 0;
+    let fits = |placed: &&PlacedRun| {
+        bytes += placed.run.length as usize;
+        bytes <= limit
+    };
+    let count = runs.iter().take_while(fits).count().max(1);
+    &runs[..count.min(runs.len())]
+}
+
+/// Largest timestamp of the records in a batch, -1 if there is none.
+pub(super) fn timestamp_of(header: &BatchHeader) -> i64 {
+    if header.records_count > 0 { header.max_timestamp } else { -1 }
+}
+
+fn first_batch(bytes: &Bytes, matches: impl Fn(&BatchHeader) -> bool) -> Option<Bytes> {
+    WholeBatches::new(bytes)
+        .find(|(_, header)| matches(header))
+        .map(|(position, header)| bytes.slice(position..position + header.size_in_bytes()))
+}
+
+/// The better of `best` and the first batch with the largest timestamp in `bytes` that `counts`.
+fn best_batch(
+    best: Option<(i64, Bytes)>,
+    bytes: &Bytes,
+    counts: impl Fn(&BatchHeader) -> bool,
+) -> Option<(i64, Bytes)> {
+    WholeBatches::new(bytes).filter(|(_, header)| counts(header)).fold(best, |best, (position, header)| {
+        if best.as_ref().is_some_and(|(timestamp, _)| *timestamp >= header.max_timestamp) {
+            return best;
+        }
+        Some((header.max_timestamp, bytes.slice(position..position + header.size_in_bytes())))
+    })
+}
+
+/// The whole batches of `bytes` that `range` asks for.
+pub(super) fn pick(bytes: &[u8], range: ReadRange) -> Range<usize> {
+    let mut start = None;
+    let mut end = 0;
+    for (position, header) in WholeBatches::new(bytes) {
+        if header.last_offset() < range.offset {
+            continue;
+        }
+        if header.base_offset >= range.until {
+            break;
+        }
+        let from = *start.get_or_insert(position);
+        let next = position + header.size_in_bytes();
+        let fits = next - from <= range.max_bytes || (from == position && range.at_least_one);
+        if !fits {
+            break;
+        }
+        end = next;
+    }
+    let start = start.unwrap_or(0);
+    start..end.max(start)
+}
