@@ -100,7 +100,7 @@ pub async fn run(args: &FailoverArgs) -> Result<bool> {
     let mut workload = Workload::start(fleet.addresses(), &workload_plan(args)).await?;
     let shared = Arc::clone(workload.shared());
     let cases = if args.cases.is_empty() { Case::value_variants() } else { &args.cases };
-    let mut rows = Vec::new();
+    let (mut rows, load_before) = (Vec::new(), load());
     for case in cases {
         let mut gaps = Gaps::default();
         for round in 0..args.rounds {
@@ -114,7 +114,7 @@ pub async fn run(args: &FailoverArgs) -> Result<bool> {
     let findings = shared.ledger.findings();
     drop(workload.stop().await);
     fleet.tear_down().await?;
-    print(args, &rows, records)?;
+    print(args, &rows, records, [&load_before, &load()])?;
     Ok(findings.is_empty())
 }
 
@@ -257,16 +257,25 @@ fn median_and_worst(gaps: &[Duration]) -> String {
     }
 }
 
-fn print(args: &FailoverArgs, rows: &[(Case, Gaps)], records: u64) -> Result<()> {
+/// Processes that wanted to run over the last minute, on average; with this laboratory itself.
+fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
+fn print(args: &FailoverArgs, rows: &[(Case, Gaps)], records: u64, load: [&str; 2]) -> Result<()> {
     let mut out = std::io::stdout();
     writeln!(
         out,
         "\nLongest time without an acknowledgement per partition, p50 / worst in ms. {} brokers, {PARTITIONS} partitions, \
-         {} replicas, acks=all, a record every {} ms and partition, {} ms before a retry; {records} records.\n",
+         {} replicas, acks=all, a record every {} ms and partition, {} ms before a retry; {records} records; load of the \
+         machine {} before, {} after.\n",
         args.size.brokers,
         args.size.replicas,
         INTERVAL.as_millis(),
         RETRY_BACKOFF.as_millis(),
+        load[0],
+        load[1],
     )?;
     writeln!(
         out,
