@@ -898,6 +898,7 @@ impl Inner {
             match partition.log().retain(now_ms, partition.high_watermark()) {
                 Ok(0) | Err(StorageError::Gone | StorageError::Failed(_) | StorageError::Closed) => {}
                 Ok(bytes) => {
+                    partition.watermark().tell_followers();
                     tracing::info!(topic_id = %id.topic_id, partition = id.partition, bytes, "deleted old segments");
                 }
                 Err(error) => {

@@ -194,7 +194,8 @@ impl Watermark {
         self.followers.lock().retain(|known| !Arc::ptr_eq(known, signal));
     }
 
-    fn tell_followers(&self) {
+    /// Followers have something to hear: records, the high watermark, or where the log starts.
+    pub(super) fn tell_followers(&self) {
         for signal in &*self.followers.lock() {
             signal.mark(self.partition);
         }
