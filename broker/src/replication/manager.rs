@@ -793,7 +793,8 @@ impl Inner {
             None => {}
         }
         // Somebody may join who could not before.
-        if partition.watermark().propose_expansion().is_some() {
+        let is_alive = |broker_id| self.sessions.is_alive(broker_id, self.options.replica_lag);
+        if partition.watermark().propose_expansion(is_alive).is_some() {
             self.proposals.add(partition.id());
         }
     }
@@ -965,7 +966,8 @@ async fn watch_followers(inner: Arc<Inner>) {
         }
         for partition in inner.online() {
             let watermark = partition.watermark();
-            if watermark.propose_expansion().or_else(|| watermark.propose_shrinking()).is_some() {
+            let is_alive = |broker_id| inner.sessions.is_alive(broker_id, inner.options.replica_lag);
+            if watermark.propose_expansion(is_alive).or_else(|| watermark.propose_shrinking()).is_some() {
                 inner.proposals.add(partition.id());
             }
         }
