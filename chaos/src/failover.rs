@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
@@ -15,6 +15,7 @@ use crate::client::Topic;
 use crate::fleet::{DEADLINE, Fleet, FleetPlan, network, until};
 use crate::run::{Place, Size};
 use crate::workload::{Shared, Workload, WorkloadPlan};
+use crate::world;
 
 const PARTITIONS: usize = 12;
 
@@ -26,6 +27,9 @@ const RETRY_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Longest wait for leaders to be spread evenly again.
 const BALANCED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Gaps longer than this are told one by one.
+const LONG: Duration = Duration::from_secs(2);
 
 /// What happens to the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -53,6 +57,9 @@ pub struct FailoverArgs {
     /// What happens; by default all of it in turn.
     #[arg(long, value_delimiter = ',')]
     cases: Vec<Case>,
+    /// Leaves logs and volumes where they are.
+    #[arg(long)]
+    keep: bool,
     /// Lines of every broker's configuration, as key=value.
     #[arg(long)]
     set: Vec<String>,
@@ -100,7 +107,7 @@ pub async fn run(args: &FailoverArgs) -> Result<bool> {
     let mut workload = Workload::start(fleet.addresses(), &workload_plan(args)).await?;
     let shared = Arc::clone(workload.shared());
     let cases = if args.cases.is_empty() { Case::value_variants() } else { &args.cases };
-    let mut rows = Vec::new();
+    let (mut rows, load_before) = (Vec::new(), load());
     for case in cases {
         let mut gaps = Gaps::default();
         for round in 0..args.rounds {
@@ -114,7 +121,11 @@ pub async fn run(args: &FailoverArgs) -> Result<bool> {
     let findings = shared.ledger.findings();
     drop(workload.stop().await);
     fleet.tear_down().await?;
-    print(args, &rows, records)?;
+    if args.keep {
+        fs::write(args.place.folder().join(world::KEPT), "")?;
+        eprintln!("logs and volumes: {}", folder.display());
+    }
+    print(args, &rows, records, [&load_before, &load()])?;
     Ok(findings.is_empty())
 }
 
@@ -171,7 +182,9 @@ async fn one(
         let _ =
             until("leaders to move back", BALANCED_WITHIN, async || is_balanced(shared, fleet.len())).await;
         sleep(Duration::from_secs(1)).await;
-        gaps.back.extend(take_gaps(shared));
+        let back = take_gaps(shared);
+        tell_long(shared, "while the broker came back", &back);
+        gaps.back.extend(back);
     } else {
         wait_for_all(shared, &before).await?;
         collect(shared, &led, gaps);
@@ -209,8 +222,22 @@ fn take_gaps(shared: &Shared) -> Vec<Duration> {
     (0..shared.ledger.len()).map(|place| shared.ledger.partition(place).take_gap(now)).collect()
 }
 
+/// Tells long gaps one by one, with the time by which they had ended: logs of brokers say why.
+fn tell_long(shared: &Shared, what: &str, gaps: &[Duration]) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    for (place, gap) in gaps.iter().enumerate().filter(|(_, gap)| **gap > LONG) {
+        let name = shared.ledger.name(place);
+        eprintln!(
+            "  {name}: {} ms without an acknowledgement {what}, before unix time {now}",
+            gap.as_millis()
+        );
+    }
+}
+
 fn collect(shared: &Shared, led: &[usize], gaps: &mut Gaps) {
-    for (place, gap) in take_gaps(shared).into_iter().enumerate() {
+    let all = take_gaps(shared);
+    tell_long(shared, "when the broker went", &all);
+    for (place, gap) in all.into_iter().enumerate() {
         if led.contains(&place) { gaps.led.push(gap) } else { gaps.others.push(gap) }
     }
 }
@@ -257,16 +284,25 @@ fn median_and_worst(gaps: &[Duration]) -> String {
     }
 }
 
-fn print(args: &FailoverArgs, rows: &[(Case, Gaps)], records: u64) -> Result<()> {
+/// Processes that wanted to run over the last minute, on average; with this laboratory itself.
+fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
+fn print(args: &FailoverArgs, rows: &[(Case, Gaps)], records: u64, load: [&str; 2]) -> Result<()> {
     let mut out = std::io::stdout();
     writeln!(
         out,
         "\nLongest time without an acknowledgement per partition, p50 / worst in ms. {} brokers, {PARTITIONS} partitions, \
-         {} replicas, acks=all, a record every {} ms and partition, {} ms before a retry; {records} records.\n",
+         {} replicas, acks=all, a record every {} ms and partition, {} ms before a retry; {records} records; load of the \
+         machine {} before, {} after.\n",
         args.size.brokers,
         args.size.replicas,
         INTERVAL.as_millis(),
         RETRY_BACKOFF.as_millis(),
+        load[0],
+        load[1],
     )?;
     writeln!(
         out,

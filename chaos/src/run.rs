@@ -44,7 +44,7 @@ pub struct Size {
     #[arg(long, default_value_t = 3)]
     pub brokers: usize,
     /// Replicas of each partition.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 3)]
     pub replicas: usize,
 }
 

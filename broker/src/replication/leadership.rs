@@ -205,11 +205,18 @@ impl Leadership {
         lowest.max(current)
     }
 
-    /// The in-sync replicas with every follower that has caught up (L7); `None` if there is none, or a change is under
-    /// way. The change counts as under way from then on.
-    pub(super) fn propose_expansion(&mut self, high_watermark: i64) -> Option<Proposal> {
+    /// The in-sync replicas with every follower that `is_alive` and has caught up (L7); `None` if there is none, or a
+    /// change is under way. The change counts as under way from then on.
+    ///
+    /// Where the high watermark stands still, one that is gone has caught up for ever.
+    pub(super) fn propose_expansion(
+        &mut self,
+        high_watermark: i64,
+        is_alive: impl Fn(BrokerId) -> bool,
+    ) -> Option<Proposal> {
         let in_sync = |follower: &&Follower| {
             !self.assignment.isr.contains(&follower.member.broker_id)
+                && is_alive(follower.member.broker_id)
                 && follower.is_eligible()
                 && follower.durable_end.is_some_and(|end| end >= high_watermark && end >= self.epoch_start)
         };

@@ -71,7 +71,7 @@ fn l5_a_change_under_way_counts_the_old_and_the_new_ones() {
     let (mut leads, now) = leads_from(0, &[1, 3]);
     leads.fetched(3, 13, 10, 10, now);
     leads.fetched(2, 12, 10, 10, now);
-    assert_eq!(isr_of(leads.propose_expansion(10)), Some(vec![1, 2, 3]));
+    assert_eq!(isr_of(leads.propose_expansion(10, |_| true)), Some(vec![1, 2, 3]));
     let later = now + LAG * 2;
     leads.fetched(3, 13, 20, 20, later);
     assert_eq!(leads.high_watermark(10, 20, later, LAG), 10, "2 may be in sync by now");
@@ -111,10 +111,10 @@ fn l6_followers_in_sync_have_the_time_of_one_lag_to_find_a_new_leader() {
 fn l7_a_follower_joins_at_the_high_watermark_and_not_before_the_epoch_began() {
     let (mut leads, now) = leads_from(20, &[1]);
     leads.fetched(2, 12, 19, 30, now);
-    assert_eq!(leads.propose_expansion(10), None, "it does not have all that the epoch began with");
+    assert_eq!(leads.propose_expansion(10, |_| true), None, "it does not have all that the epoch began with");
     leads.fetched(2, 12, 20, 30, now);
-    assert_eq!(leads.propose_expansion(21), None);
-    let proposal = leads.propose_expansion(20).expect("it has what it needs");
+    assert_eq!(leads.propose_expansion(21, |_| true), None);
+    let proposal = leads.propose_expansion(20, |_| true).expect("it has what it needs");
     assert_eq!((proposal.leader_epoch, proposal.partition_epoch), (4, 7));
     assert_eq!(proposal.isr, [(1, 11), (2, 12)]);
 }
@@ -123,35 +123,43 @@ fn l7_a_follower_joins_at_the_high_watermark_and_not_before_the_epoch_began() {
 fn l7_a_follower_of_an_earlier_registration_or_out_of_service_does_not_join() {
     let (mut leads, now) = leads_from(0, &[1]);
     leads.fetched(2, 11, 30, 30, now);
-    assert_eq!(leads.propose_expansion(30), None);
+    assert_eq!(leads.propose_expansion(30, |_| true), None);
     let fenced = Member { eligible: false, ..member(2) };
     leads.update(LeaderAssignment { followers: vec![fenced, member(3)], ..assignment(&[1]) });
     leads.fetched(2, 12, 30, 30, now);
-    assert_eq!(leads.propose_expansion(30), None);
+    assert_eq!(leads.propose_expansion(30, |_| true), None);
 }
 
 #[test]
 fn l7_a_follower_that_registers_again_is_not_proposed_for_what_it_had_before() {
     let (mut leads, now) = leads_from(0, &[1]);
     leads.fetched(2, 12, 30, 30, now);
-    let first = leads.propose_expansion(30).expect("it has what it needs");
+    let first = leads.propose_expansion(30, |_| true).expect("it has what it needs");
     let again = Member { broker_epoch: 99, ..member(2) };
     leads.update(LeaderAssignment { followers: vec![again, member(3)], ..assignment(&[1]) });
     assert_eq!(leads.proposal(), Some(first));
 }
 
 #[test]
+fn l7_a_follower_that_is_gone_does_not_join_where_the_high_watermark_stands_still() {
+    let (mut leads, now) = leads_from(0, &[1]);
+    leads.fetched(2, 12, 30, 30, now);
+    assert_eq!(leads.propose_expansion(30, |_| false), None);
+    assert_eq!(isr_of(leads.propose_expansion(30, |broker_id| broker_id == 2)), Some(vec![1, 2]));
+}
+
+#[test]
 fn l7_one_change_is_under_way_at_a_time() {
     let (mut leads, now) = leads_from(0, &[1]);
     leads.fetched(2, 12, 30, 30, now);
-    let first = leads.propose_expansion(30);
+    let first = leads.propose_expansion(30, |_| true);
     leads.fetched(3, 13, 30, 30, now);
-    assert_eq!(leads.propose_expansion(30), None);
+    assert_eq!(leads.propose_expansion(30, |_| true), None);
     assert_eq!(leads.proposal(), first, "it can be sent again");
     leads.refused(6);
     assert_eq!(leads.proposal(), first, "that was an earlier one");
     leads.refused(7);
-    assert_eq!(isr_of(leads.propose_expansion(30)), Some(vec![1, 2, 3]));
+    assert_eq!(isr_of(leads.propose_expansion(30, |_| true)), Some(vec![1, 2, 3]));
 }
 
 #[test]

@@ -798,7 +798,8 @@ impl Inner {
             None => {}
         }
         // Somebody may join who could not before.
-        if partition.watermark().propose_expansion().is_some() {
+        let is_alive = |broker_id| self.sessions.is_alive(broker_id, self.options.replica_lag);
+        if partition.watermark().propose_expansion(is_alive).is_some() {
             self.proposals.add(partition.id());
         }
     }
@@ -903,6 +904,7 @@ impl Inner {
             match partition.log().retain(now_ms, partition.high_watermark()) {
                 Ok(0) | Err(StorageError::Gone | StorageError::Failed(_) | StorageError::Closed) => {}
                 Ok(bytes) => {
+                    partition.watermark().tell_followers();
                     tracing::info!(topic_id = %id.topic_id, partition = id.partition, bytes, "deleted old segments");
                 }
                 Err(error) => {
@@ -969,7 +971,8 @@ async fn watch_followers(inner: Arc<Inner>) {
         }
         for partition in inner.online() {
             let watermark = partition.watermark();
-            if watermark.propose_expansion().or_else(|| watermark.propose_shrinking()).is_some() {
+            let is_alive = |broker_id| inner.sessions.is_alive(broker_id, inner.options.replica_lag);
+            if watermark.propose_expansion(is_alive).or_else(|| watermark.propose_shrinking()).is_some() {
                 inner.proposals.add(partition.id());
             }
         }

@@ -485,6 +485,8 @@ impl Partition {
             return Err(ErrorCode::OffsetOutOfRange);
         }
         self.log.set_log_start(offset).map_err(|error| self.report(&error))?;
+        // A follower that led without knowing would show what was deleted.
+        self.watermark.tell_followers();
         Ok(self.log.ends().log_start)
     }
 

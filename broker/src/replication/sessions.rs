@@ -107,6 +107,7 @@ pub(super) struct FollowerSessions {
 struct Handle {
     signal: Arc<FollowerSignal>,
     session: Arc<tokio::sync::Mutex<Session>>,
+    last_call: Instant,
 }
 
 #[derive(Debug)]
@@ -178,11 +179,18 @@ impl FollowerSessions {
         session.wait(deadline, max_bytes).await
     }
 
+    /// Whether a call of the follower came within `limit`.
+    pub(super) fn is_alive(&self, follower: BrokerId, limit: Duration) -> bool {
+        self.sessions.lock().get(&follower).is_some_and(|handle| handle.last_call.elapsed() <= limit)
+    }
+
     /// The session that a call belongs to; a call that begins one ends the one before.
     fn session(&self, call: &ReplicaFetchCall) -> Option<Handle> {
         let mut sessions = self.sessions.lock();
         if call.session_epoch != BEGIN {
-            return sessions.get(&call.replica_id).cloned();
+            let handle = sessions.get_mut(&call.replica_id)?;
+            handle.last_call = Instant::now();
+            return Some(handle.clone());
         }
         let signal = Arc::new(FollowerSignal::default());
         let session = Session {
@@ -191,7 +199,8 @@ impl FollowerSessions {
             signal: Arc::clone(&signal),
             partitions: HashMap::new(),
         };
-        let handle = Handle { signal, session: Arc::new(tokio::sync::Mutex::new(session)) };
+        let session = Arc::new(tokio::sync::Mutex::new(session));
+        let handle = Handle { signal, session, last_call: Instant::now() };
         if let Some(before) = sessions.insert(call.replica_id, handle.clone()) {
             before.signal.end();
         }

@@ -145,6 +145,21 @@ async fn a_call_waits_for_records_and_ends_when_there_are_some() {
 }
 
 #[tokio::test]
+async fn a_follower_hears_where_the_log_starts_without_new_records() {
+    let mut leader = Leader::of(1);
+    leader.append(0, 10).await;
+    leader.append(0, 10).await;
+    assert_eq!(with_records(&leader.fetch(&[(0, 0)], 6_000).await), [0]);
+    leader.fetch(&[(0, 2)], 6_000).await;
+    let partition = Arc::clone(&leader.partitions[0]);
+    let call = leader.call(&[], 6_000);
+    let delete = tokio::task::spawn_blocking(move || partition.delete_records(Some(1)));
+    let (answer, deleted) = tokio::join!(leader.sessions.fetch(&leader.partitions, call), delete);
+    assert_eq!(deleted.unwrap(), Ok(1));
+    assert_eq!(answer.partitions.iter().map(|it| it.log_start).collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test]
 async fn a_call_is_ended_by_a_follower_that_has_more_to_say() {
     let mut leader = Leader::of(1);
     leader.fetch(&[(0, 0)], 6_000).await;

@@ -148,15 +148,15 @@ impl Watermark {
                 leadership.fetched(broker_id, broker_epoch, offset, state.durable_end, now);
             }
         });
-        self.propose_expansion()
+        self.propose_expansion(|alive| alive == broker_id)
     }
 
-    /// The in-sync replicas with those that can join, if any can.
-    pub(super) fn propose_expansion(&self) -> Option<Proposal> {
+    /// The in-sync replicas with those that are alive and can join, if any can.
+    pub(super) fn propose_expansion(&self, is_alive: impl Fn(BrokerId) -> bool) -> Option<Proposal> {
         let mut state = self.state.lock();
         let high_watermark = state.high_watermark;
         match &mut state.part {
-            Part::Leads(leadership) => leadership.propose_expansion(high_watermark),
+            Part::Leads(leadership) => leadership.propose_expansion(high_watermark, is_alive),
             Part::Idle | Part::Follows { .. } => None,
         }
     }
@@ -194,7 +194,8 @@ impl Watermark {
         self.followers.lock().retain(|known| !Arc::ptr_eq(known, signal));
     }
 
-    fn tell_followers(&self) {
+    /// Followers have something to hear: records, the high watermark, or where the log starts.
+    pub(super) fn tell_followers(&self) {
         for signal in &*self.followers.lock() {
             signal.mark(self.partition);
         }

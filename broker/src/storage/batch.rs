@@ -70,7 +70,11 @@ pub fn check_layout(
         next = header.next_offset();
         position += header.size_in_bytes();
     }
-    if next == last_offset + 1 { Ok(()) } else { Err((position, StoredBatchError::Misplaced)) }
+    if last_offset.checked_add(1) == Some(next) {
+        Ok(())
+    } else {
+        Err((position, StoredBatchError::Misplaced))
+    }
 }
 
 /// Compares the checksums of all batches in `bytes`. An error comes with its position.
@@ -213,6 +217,7 @@ mod tests {
             assert!(check_layout(&stored, base, last, epoch).is_err(), "{base}..={last} of {epoch}");
         }
         assert!(check_layout(&[], 10, 11, 7).is_err());
+        assert!(check_layout(&[], 10, i64::MAX, 7).is_err());
         assert!(check_layout(&[0; 500], 10, 11, 7).is_err());
     }
 

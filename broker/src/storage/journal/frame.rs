@@ -89,7 +89,8 @@ pub(super) struct Run {
 impl Run {
     /// First offset after the run.
     pub(super) fn next_offset(&self) -> i64 {
-        self.last_offset + 1
+        // Of any bytes: no batch that is stored ends at the largest offset.
+        self.last_offset.saturating_add(1)
     }
 
     /// Position in the log after its last byte.
