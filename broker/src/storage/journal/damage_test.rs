@@ -32,9 +32,6 @@ struct Model {
     log_start: i64,
     end: i64,
     epoch: i32,
-    /// Log end up to which everything has been synced.
-    synced: i64,
-    settings: LogSettings,
 }
 
 impl Model {
@@ -50,27 +47,6 @@ impl Model {
         self.end =
             self.batches.last().map_or(self.log_start, |last| last.next).max(self.log_start.min(offset));
         self.log_start = self.log_start.min(self.end);
-    }
-
-    fn check(&self, log: &Opened) {
-        let ends = log.log.ends();
-        assert_eq!((ends.log_start, ends.durable_end, ends.log_end), (self.log_start, self.end, self.end));
-        let expected: Vec<_> =
-            self.batches.iter().filter(|batch| batch.next > self.log_start).copied().collect();
-        let found = log.read_all(self.log_start);
-        let found: Vec<_> = found
-            .iter()
-            .map(|header| Expected {
-                base: header.base_offset,
-                next: header.next_offset(),
-                epoch: header.partition_leader_epoch,
-                crc: header.crc,
-            })
-            .collect();
-        assert_eq!(found, expected);
-        for batch in expected {
-            assert_eq!(log.log.epoch_at(batch.base.max(self.log_start)), Some(batch.epoch), "{batch:?}");
-        }
     }
 }
 
@@ -183,8 +159,7 @@ impl Scene {
         let (volume, disk) = Directory::simulated(short());
         let store = volume.open();
         let logs = open_all(&store);
-        let mut models: Vec<_> =
-            (0..LOGS).map(|_| Model { settings: kept_for_ever(), ..Model::default() }).collect();
+        let mut models: Vec<_> = (0..LOGS).map(|_| Model::default()).collect();
         let append = |models: &mut Vec<Model>, number: usize, log: i32, records, size| {
             let at = usize::try_from(log).unwrap();
             let bytes = batch(records, &vec![u8::try_from(1 + number % 251).unwrap(); size]);
