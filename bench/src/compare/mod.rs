@@ -4,6 +4,7 @@
 //! dirty pages of the one before. Brokers run on one core, the load on another. The turns alternate, so that a machine
 //! that slows down slows both.
 
+pub mod earlier;
 pub mod figures;
 pub mod java;
 pub mod machine;
@@ -25,6 +26,7 @@ use tempfile::TempDir;
 
 use crate::brokers::{Brokers, Kafka, Millrace, Side};
 use crate::children::{self, Children};
+use earlier::Measurements;
 use figures::{FIGURES, Figures};
 use machine::Machine;
 use measure::{Effort, measure};
@@ -66,6 +68,9 @@ pub struct CompareArgs {
     /// File for the results as JSON.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Goes on with what that file has: measures what is missing of the rows and pairs, and keeps the rest.
+    #[arg(long, requires = "output")]
+    resume: bool,
 }
 
 /// A comparison that is ready to run.
@@ -77,6 +82,7 @@ pub struct Comparison {
     brokers: Brokers,
     folder: TempDir,
     output: Option<PathBuf>,
+    measured: Measurements,
     report: Report,
     started: Instant,
 }
@@ -110,17 +116,21 @@ impl CompareArgs {
             ("Apache Kafka", kafka.version().unwrap_or_default()),
             ("Java", kafka.java_version()?),
         ]);
-        let report = Report {
+        let mut report = Report {
             format: 1,
             date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             quick: self.quick,
             complete: false,
-            pairs,
             seconds: (effort.warm_up.as_secs_f64(), effort.measure.as_secs_f64()),
             machine: Machine::look(&work_dir)?,
             versions,
             rows: Vec::new(),
         };
+        let mut measured = Measurements::new();
+        let earlier = self.output.as_deref().filter(|_| self.resume);
+        if let Some((date, rows)) = earlier.map(|path| earlier::read(path, &report)).transpose()?.flatten() {
+            (report.date, measured) = (date, rows);
+        }
         Ok(Comparison {
             rows,
             pairs,
@@ -128,6 +138,7 @@ impl CompareArgs {
             brokers: Brokers { millrace, kafka, core, load_core, children },
             folder: tempfile::Builder::new().prefix("millrace-bench-").tempdir_in(&work_dir)?,
             output: self.output.clone(),
+            measured,
             report,
             started: Instant::now(),
         })
@@ -181,15 +192,18 @@ impl Comparison {
     /// Results cannot be written. A measurement that fails is part of the report.
     pub fn run(mut self) -> Result<(String, bool)> {
         children::pin(self.brokers.load_core)?;
-        for row in self.rows.clone() {
-            let mut measurements = Vec::new();
-            for pair in 1..=self.pairs {
+        for pair in 1..=self.pairs {
+            for row in self.rows.clone() {
                 for side in Side::BOTH {
-                    measurements.push(self.measurement(&row, side, pair)?);
+                    let is_done = |before: &Measurement| (before.pair, before.side) == (pair, side);
+                    if self.measured.get(row.name).is_some_and(|before| before.iter().any(is_done)) {
+                        continue;
+                    }
+                    let measurement = self.measurement(&row, side, pair)?;
+                    self.measured.entry(row.name.to_owned()).or_default().push(measurement);
+                    self.write()?;
                 }
             }
-            self.report.rows.push(RowReport::new(row, measurements));
-            self.write()?;
         }
         self.report.complete = true;
         self.write()?;
@@ -213,7 +227,9 @@ impl Comparison {
         Ok(Measurement { side, pair, figures, error })
     }
 
-    fn write(&self) -> Result<()> {
+    fn write(&mut self) -> Result<()> {
+        let measured = |row: &Row| Some(RowReport::new(*row, self.measured.get(row.name)?.clone()));
+        self.report.rows = ROWS.iter().filter_map(measured).collect();
         let Some(path) = &self.output else { return Ok(()) };
         let shown = || path.display().to_string();
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {

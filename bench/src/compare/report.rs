@@ -25,8 +25,6 @@ pub struct Report {
     pub quick: bool,
     /// False in what is written while it runs.
     pub complete: bool,
-    /// Measurements of each row at each broker.
-    pub pairs: usize,
     /// Seconds of warm-up and of measurement.
     pub seconds: (f64, f64),
     /// Where.
@@ -54,7 +52,7 @@ pub struct RowReport {
 }
 
 /// One row at one broker, once.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Measurement {
     /// Which broker.
     pub side: Side,
@@ -101,7 +99,7 @@ impl RowReport {
 impl Report {
     /// The whole report in Markdown.
     pub fn markdown(&self) -> String {
-        format!("{}\n{}\n{}", self.introduction(), self.summary(), self.details())
+        format!("{}\n{}\n{}\n{}", self.introduction(), self.summary(), self.across(), self.details())
     }
 
     fn introduction(&self) -> String {
@@ -118,7 +116,7 @@ impl Report {
             machine.kernel,
             machine.file_system,
             versions.join(", "),
-            self.pairs,
+            self.turns(),
             self.seconds.1,
             self.seconds.0,
         );
@@ -132,6 +130,52 @@ impl Report {
             );
         }
         text
+    }
+
+    /// How many measurements the rows have at each broker: "5", or "3 to 5".
+    fn turns(&self) -> String {
+        let counts = self.rows.iter().flat_map(|row| {
+            Side::BOTH.map(|side| row.measurements.iter().filter(|it| it.side == side).count())
+        });
+        let (least, most) = counts.fold((usize::MAX, 0), |(least, most), n| (least.min(n), most.max(n)));
+        if least < most { format!("{least} to {most}") } else { most.to_string() }
+    }
+
+    /// What an fsync before each acknowledgement costs us, against Kafka, which by default has none.
+    fn across(&self) -> String {
+        let mut text = String::new();
+        for ours in &self.rows {
+            let Some(load) = ours.row.name.strip_suffix("-fsync") else { continue };
+            let theirs = self.rows.iter().find(|row| row.row.name.strip_suffix("-written") == Some(load));
+            let Some(theirs) = theirs else { continue };
+            let cells = [
+                ("mb_per_s", 1),
+                ("requests_per_s", 0),
+                ("cpu_s_per_gb", 2),
+                ("cpu_s_per_m_requests", 1),
+                ("open_p99_us", 0),
+            ]
+            .map(|(key, digits)| {
+                let (ours, theirs) = (ours.millrace.get(key), theirs.kafka.get(key));
+                let (Some(ours), Some(theirs)) = (ours, theirs) else { return "–".to_owned() };
+                let (ours, theirs) = (ours.median, theirs.median);
+                format!(
+                    "{} / {} = {}",
+                    number(ours, digits),
+                    number(theirs, digits),
+                    ratio(Some(&(ours / theirs)))
+                )
+            });
+            let _ = writeln!(text, "| {load} | {} |", cells.join(" | "));
+        }
+        if text.is_empty() {
+            return text;
+        }
+        format!(
+            "Millrace with an fsync before each acknowledgement / Kafka without:\n\n\
+             | load | MB/s | requests/s | CPU s/GB | CPU s/M requests | p99 µs at a fixed rate |\n\
+             |---|--:|--:|--:|--:|--:|\n{text}"
+        )
     }
 
     /// One line per row.
@@ -214,21 +258,19 @@ fn number(value: f64, digits: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::rows::ROWS;
+pub(super) mod samples {
     use super::*;
 
-    fn measurement(side: Side, pair: usize, figures: &[(&'static str, f64)]) -> Measurement {
+    pub(crate) fn measurement(side: Side, pair: usize, figures: &[(&'static str, f64)]) -> Measurement {
         Measurement { side, pair, figures: figures.iter().copied().collect(), error: None }
     }
 
-    fn report(rows: Vec<RowReport>) -> Report {
+    pub(crate) fn report(rows: Vec<RowReport>) -> Report {
         Report {
             format: 1,
             date: "2026-01-01".to_owned(),
             quick: false,
             complete: true,
-            pairs: 3,
             seconds: (1.0, 2.0),
             machine: Machine {
                 cores: 2,
@@ -241,6 +283,13 @@ mod tests {
             rows,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rows::ROWS;
+    use super::samples::{measurement, report};
+    use super::*;
 
     #[test]
     fn numbers_are_grouped() {
@@ -268,6 +317,20 @@ mod tests {
         );
         assert!(text.contains("| MB/s | 300.0 (200.0–1,000.0) | 100.0 | 3.00× |"), "{text}");
         assert!(!text.contains("Disturbed"));
+    }
+
+    #[test]
+    fn rows_that_differ_in_durability_only_are_compared_across() {
+        let row = |name, side, figures: &[(&'static str, f64)]| {
+            let row = ROWS.iter().find(|row| row.name == name).copied().unwrap_or(ROWS[0]);
+            RowReport::new(row, vec![measurement(side, 1, figures)])
+        };
+        let ours = row("single-1c-fsync", Side::Millrace, &[("requests_per_s", 3_000.0)]);
+        let theirs = row("single-1c-written", Side::Kafka, &[("requests_per_s", 2_000.0)]);
+        let text = report(vec![ours, theirs]).across();
+        assert!(text.contains("| single-1c | – | 3,000 / 2,000 = 1.50× | – | – | – |"), "{text}");
+        let alone = row("single-1c-fsync", Side::Millrace, &[("requests_per_s", 3_000.0)]);
+        assert_eq!(report(vec![alone]).across(), "");
     }
 
     #[test]
