@@ -252,7 +252,9 @@ impl Session {
             }
             Err(error) => Some(error),
         };
-        let told = self.partitions.get(&id).map_or((-1, -1), |before| before.told);
+        // In another leader epoch the follower has begun anew, and may know less than it was told before.
+        let before = self.partitions.get(&id).filter(|before| before.leader_epoch == named.leader_epoch);
+        let told = before.map_or((-1, -1), |before| before.told);
         self.partitions.insert(
             id,
             Followed {

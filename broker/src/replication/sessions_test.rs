@@ -22,6 +22,7 @@ struct Leader {
     partitions: Vec<Arc<Partition>>,
     sessions: FollowerSessions,
     next_epoch: i32,
+    leader_epoch: i32,
 }
 
 impl Host for Vec<Arc<Partition>> {
@@ -32,31 +33,35 @@ impl Host for Vec<Arc<Partition>> {
     fn propose(&self, _partition: TopicIdPartition, _proposal: Proposal) {}
 }
 
+fn leads(leader_epoch: i32) -> Assignment {
+    let member = |broker_id| Member { broker_id, broker_epoch: 9, eligible: true };
+    Assignment::Leads(LeaderAssignment {
+        own: member(LEADER),
+        leader_epoch,
+        partition_epoch: 0,
+        isr: vec![LEADER],
+        followers: vec![member(FOLLOWER)],
+        min_isr: 1,
+    })
+}
+
 impl Leader {
     fn of(count: i32) -> Self {
         let volume = tempfile::tempdir().unwrap();
         let options = JournalStoreOptions { reserve_bytes: Some(0), ..JournalStoreOptions::default() };
         let store: Arc<dyn LogStore> =
             Arc::new(JournalStore::open(volume.path(), Uuid::from_u128(1), options).unwrap());
-        let member = |broker_id| Member { broker_id, broker_epoch: 9, eligible: true };
         let open = |partition| {
             let id = TopicIdPartition { topic_id: TOPIC, partition };
             let settings = Arc::new(TopicSettings::default());
             let lag = Duration::from_secs(30);
             let partition = Partition::open(store.as_ref(), id, settings, lag, 0).unwrap();
-            partition.assign(Assignment::Leads(LeaderAssignment {
-                own: member(LEADER),
-                leader_epoch: EPOCH,
-                partition_epoch: 0,
-                isr: vec![LEADER],
-                followers: vec![member(FOLLOWER)],
-                min_isr: 1,
-            }));
+            partition.assign(leads(EPOCH));
             Arc::new(partition)
         };
         let partitions = (0..count).map(open).collect();
         let sessions = FollowerSessions::default();
-        Self { _volume: volume, _store: store, partitions, sessions, next_epoch: BEGIN }
+        Self { _volume: volume, _store: store, partitions, sessions, next_epoch: BEGIN, leader_epoch: EPOCH }
     }
 
     /// Appends a batch with a value of `bytes`, and waits until it can be fetched.
@@ -78,7 +83,7 @@ impl Leader {
         let partitions = named.iter().map(|(partition_id, fetch_offset)| FollowedPartition {
             topic_id: TOPIC,
             partition_id: *partition_id,
-            leader_epoch: EPOCH,
+            leader_epoch: self.leader_epoch,
             fetch_offset: *fetch_offset,
             last_fetched_epoch: if *fetch_offset > 0 { EPOCH } else { -1 },
             ..FollowedPartition::default()
@@ -157,6 +162,20 @@ async fn a_follower_hears_where_the_log_starts_without_new_records() {
     let (answer, deleted) = tokio::join!(leader.sessions.fetch(&leader.partitions, call), delete);
     assert_eq!(deleted.unwrap(), Ok(1));
     assert_eq!(answer.partitions.iter().map(|it| it.log_start).collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test]
+async fn a_follower_hears_the_high_watermark_again_in_another_leader_epoch() {
+    let mut leader = Leader::of(1);
+    leader.append(0, 10).await;
+    leader.fetch(&[(0, 0)], 6_000).await;
+    let told = leader.fetch(&[(0, 1)], 6_000).await;
+    assert!(told.partitions.iter().all(|fetched| fetched.high_watermark == 1), "{told:?}");
+    leader.leader_epoch = EPOCH + 1;
+    leader.partitions[0].assign(leads(EPOCH + 1));
+    let call = ReplicaFetchCall { max_wait_ms: 0, ..leader.call(&[(0, 1)], 6_000) };
+    let told = leader.sessions.fetch(&leader.partitions, call).await;
+    assert_eq!(told.partitions.iter().map(|fetched| fetched.high_watermark).collect::<Vec<_>>(), [1]);
 }
 
 #[tokio::test]
