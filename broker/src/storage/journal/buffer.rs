@@ -1,9 +1,14 @@
 //! Memory for direct I/O: starts at a multiple of [`BLOCK`] and is used again.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 
 use super::disk::BLOCK;
+
+/// Memory that is lent has a multiple of this, bytes, so that it fits other reads later.
+const LENT_UNIT: usize = 16 << 10;
 
 /// `length` rounded up to whole blocks.
 pub(super) fn padded(length: usize) -> usize {
@@ -55,12 +60,13 @@ impl AlignedBuffer {
 pub(super) struct BufferPool {
     free: Mutex<Vec<BytesMut>>,
     max_free: usize,
+    max_bytes: usize,
 }
 
 impl BufferPool {
-    /// A pool that keeps at most `max_free` buffers for later.
-    pub(super) fn new(max_free: usize) -> Self {
-        Self { free: Mutex::default(), max_free }
+    /// A pool that keeps at most `max_free` buffers for later, and `max_bytes` of them.
+    pub(super) fn new(max_free: usize, max_bytes: usize) -> Self {
+        Self { free: Mutex::default(), max_free, max_bytes }
     }
 
     /// A buffer of at least `length` bytes, with anything in it.
@@ -73,14 +79,62 @@ impl BufferPool {
         AlignedBuffer::within(reused.unwrap_or_default(), length)
     }
 
+    /// Fills `length` bytes with `fill` and shares them; the memory comes back when the last reader lets go of it.
+    ///
+    /// # Errors
+    /// Those of `fill`.
+    pub(super) fn lend<E>(
+        self: &Arc<Self>,
+        length: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<Bytes, E> {
+        let needed = padded(length) + BLOCK;
+        let reused = {
+            let mut free = self.free.lock();
+            // Not much larger: what is lent may be held for long.
+            let fitting = free.iter().position(|memory| (needed..=4 * needed).contains(&memory.len()));
+            fitting.map(|at| free.swap_remove(at))
+        };
+        let memory = reused.unwrap_or_else(|| BytesMut::zeroed(needed.next_multiple_of(LENT_UNIT)));
+        let mut buffer = AlignedBuffer::within(memory, length);
+        fill(buffer.as_mut_slice())?;
+        let AlignedBuffer { memory, start, length } = buffer;
+        Ok(Bytes::from_owner(Lent { memory, start, length, pool: Arc::clone(self) }))
+    }
+
+    fn keep(&self, memory: BytesMut) {
+        let mut free = self.free.lock();
+        let bytes: usize = free.iter().map(BytesMut::len).sum();
+        if free.len() < self.max_free && bytes + memory.len() <= self.max_bytes {
+            free.push(memory);
+        }
+    }
+
     /// Takes back a buffer, as [`AlignedBuffer::freeze`] returned it, unless somebody still reads it.
     pub(super) fn give_back(&self, whole: Bytes) {
         if let Ok(memory) = whole.try_into_mut() {
-            let mut free = self.free.lock();
-            if free.len() < self.max_free {
-                free.push(memory);
-            }
+            self.keep(memory);
         }
+    }
+}
+
+/// Memory of a pool in the hands of readers.
+struct Lent {
+    memory: BytesMut,
+    start: usize,
+    length: usize,
+    pool: Arc<BufferPool>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.memory[self.start..self.start + self.length]
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.pool.keep(std::mem::take(&mut self.memory));
     }
 }
 
@@ -90,7 +144,7 @@ mod tests {
 
     #[test]
     fn memory_is_aligned_and_used_again_once_nobody_reads_it() {
-        let pool = BufferPool::new(2);
+        let pool = BufferPool::new(2, 1 << 20);
         let mut buffer = pool.take(5_000);
         assert_eq!((buffer.as_slice().len(), buffer.as_slice().as_ptr().align_offset(BLOCK)), (8_192, 0));
         buffer.as_mut_slice().fill(7);
@@ -104,5 +158,25 @@ mod tests {
         pool.give_back(whole);
         assert_eq!(pool.free.lock().len(), 1);
         assert_eq!(pool.take(8_192).as_slice()[0], 7, "the same memory");
+    }
+
+    #[test]
+    fn memory_that_is_lent_comes_back_from_the_last_reader() {
+        let pool = Arc::new(BufferPool::new(2, 1 << 20));
+        let fill = |bytes: &mut [u8]| -> Result<(), ()> {
+            assert_eq!((bytes.len(), bytes.as_ptr().align_offset(BLOCK)), (8_192, 0));
+            bytes.fill(7);
+            Ok(())
+        };
+        let lent = pool.lend(5_000, fill).unwrap_or_default();
+        let reader = lent.slice(8_000..);
+        drop(lent);
+        assert_eq!((reader.as_ref(), pool.free.lock().len()), (&[7_u8; 192][..], 0), "somebody reads it");
+        drop(reader);
+        assert_eq!(pool.free.lock().len(), 1);
+        assert!(pool.lend(40_000, |_| Ok::<(), ()>(())).is_ok());
+        assert_eq!(pool.free.lock().len(), 2, "the first was too small");
+        assert!(pool.lend(5_000, |bytes| if bytes[0] == 7 { Err(()) } else { Ok(()) }).is_err());
+        assert_eq!(pool.free.lock().len(), 1, "lost with the error");
     }
 }

@@ -30,6 +30,8 @@ mod kill;
 
 #[path = "model_test.rs"]
 mod model;
+#[path = "read_test.rs"]
+mod reading;
 
 const VOLUME: Uuid = Uuid::from_u128(7);
 

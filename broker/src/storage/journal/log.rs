@@ -70,6 +70,8 @@ struct State {
     end_byte: u64,
     /// Bytes between the two that compaction has removed.
     removed_bytes: i64,
+    /// How often the end was cut off.
+    cuts: u64,
     gone: bool,
 }
 
@@ -109,6 +111,7 @@ impl JournalLog {
             first_byte: found.first.map_or(end_byte, |first| first.log_position),
             end_byte,
             removed_bytes: found.removed_bytes,
+            cuts: 0,
             gone: false,
         };
         let id = shared.next_log.fetch_add(1, Ordering::Relaxed);
@@ -411,6 +414,7 @@ impl State {
     }
 
     fn cut(&mut self, end: i64, last: Option<Run>) {
+        self.cuts += 1;
         self.durable_end = end;
         self.log_end = end;
         self.log_start = self.log_start.min(end);

@@ -35,8 +35,10 @@ mod index;
 mod indexer;
 mod keys;
 mod log;
+mod read_ahead;
 mod recovery;
 mod rewrite;
+mod scattered;
 mod segments;
 #[cfg(test)]
 mod sim_disk;
@@ -68,6 +70,7 @@ use fail_point::FailPoint;
 use frame::Entry;
 use index::Index;
 use log::{Found, JournalLog};
+use read_ahead::ReadAhead;
 use segments::Segments;
 use space::FreeSpace;
 use tail::TailCache;
@@ -75,6 +78,9 @@ use writer::{Command, Queue, Reply};
 
 /// Bounds of a segment's size in bytes: a 256th of the volume between them.
 const SEGMENT_BYTES: (u64, u64) = (16 << 20, 256 << 20);
+
+/// Most buffers for reading that are kept for later, and most bytes of them.
+const READ_BUFFERS: (usize, usize) = (256, 16 << 20);
 
 /// Settings of a store.
 #[derive(Clone, Debug)]
@@ -118,7 +124,10 @@ struct Shared {
     segments: Segments,
     index: Index,
     queue: Queue,
+    /// Memory of frames, and of what is read.
     pool: BufferPool,
+    read_pool: Arc<BufferPool>,
+    read_ahead: ReadAhead,
     tail: TailCache,
     space: FreeSpace,
     admissions: Arc<Semaphore>,
@@ -181,7 +190,9 @@ impl JournalStore {
             segments,
             index,
             queue: Queue::default(),
-            pool: BufferPool::new(8),
+            pool: BufferPool::new(8, 64 << 20),
+            read_pool: Arc::new(BufferPool::new(READ_BUFFERS.0, READ_BUFFERS.1)),
+            read_ahead: ReadAhead::default(),
             tail: TailCache::new(options.tail_cache_bytes),
             admissions: Arc::new(Semaphore::new(options.max_queued_bytes as usize)),
             max_queued_bytes: options.max_queued_bytes,

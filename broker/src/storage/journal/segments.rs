@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::buffer::{AlignedBuffer, padded};
+use super::buffer::{AlignedBuffer, BufferPool, padded};
 use super::disk::{BLOCK, Disk, DiskFile};
 use super::fail_point::FailPoint;
 use super::frame::FrameHeader;
@@ -265,8 +265,13 @@ impl Segment {
     }
 
     /// Reads `length` bytes from `position`; all of them, and what the alignment makes it read beside them is not
-    /// shown.
-    pub(super) fn read(&self, position: u64, length: usize) -> Result<bytes::Bytes, StorageError> {
+    /// shown. The memory is that of `pool`.
+    pub(super) fn read(
+        &self,
+        pool: &Arc<BufferPool>,
+        position: u64,
+        length: usize,
+    ) -> Result<bytes::Bytes, StorageError> {
         let before = usize::try_from(position % BLOCK as u64).expect("less than a block");
         let start = position - before as u64;
         let wanted = padded(before + length);
@@ -277,12 +282,12 @@ impl Segment {
                 problem: format!("{length} bytes were expected here, beyond the end of the file"),
             });
         }
-        let mut buffer = AlignedBuffer::zeroed(wanted);
-        self.file().read_at(buffer.as_mut_slice(), start).map_err(|source| StorageError::Io {
+        let read = pool.lend(wanted, |buffer| self.file().read_at(buffer, start));
+        let bytes = read.map_err(|source| StorageError::Io {
             doing: "reading",
             path: self.path().to_path_buf(),
             source,
         })?;
-        Ok(buffer.freeze().1.slice(before..before + length))
+        Ok(bytes.slice(before..before + length))
     }
 }

@@ -4,6 +4,7 @@
 //! run and is read where it is now; one that is gone is looked for again by its offset.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_protocol::RecordBytes;
@@ -11,6 +12,8 @@ use millrace_protocol::records::BatchHeader;
 
 use super::super::frame::Run;
 use super::super::keys::PlacedRun;
+use super::super::read_ahead::AHEAD_BYTES;
+use super::super::scattered::{self, Extent, Place, extents};
 use super::JournalLog;
 use crate::storage::batch::{StoredBatchError, WholeBatches, check_layout, check_sums};
 use crate::storage::{ReadRange, StorageError};
@@ -61,85 +64,176 @@ impl JournalLog {
     /// What the index knows of a range, and whether it knows anything in it, however large; `None` if what was found
     /// has gone meanwhile.
     fn read_cold(&self, range: ReadRange) -> Result<Option<(RecordBytes, bool)>, StorageError> {
-        let mut left = ReadRange { max_bytes: range.max_bytes.min(MAX_COLD_READ), ..range };
+        let range = ReadRange { max_bytes: range.max_bytes.min(MAX_COLD_READ), ..range };
+        let reader = self.shared.read_ahead.take(self.id, range.offset);
+        // A log is mostly read from its start, or on from where the last read ended.
+        let goes_on = reader.is_some() || range.offset == self.state.lock().log_start;
+        if let Some(ahead) = reader.flatten()
+            && ahead.cuts == self.cuts()
+            && let Some(records) = ahead.wait()
+        {
+            let (parts, next, whole) = pick_all(&records, range);
+            if let Some(next) = next {
+                if whole {
+                    self.read_on(next, range.max_bytes);
+                } else {
+                    self.shared.read_ahead.expect(self.id, next, Some(ahead));
+                }
+                return Ok(Some((parts.into(), true)));
+            }
+        }
+        let Some((records, found)) = self.lookup(range)? else { return Ok(None) };
+        let (parts, next, _) = pick_all(&records, range);
+        if let Some(next) = next {
+            if goes_on {
+                self.read_on(next, range.max_bytes);
+            } else {
+                self.shared.read_ahead.expect(self.id, next, None);
+            }
+        }
+        Ok(Some((parts.into(), found)))
+    }
+
+    /// Reads what comes next for a reader that goes on at `offset`, on another thread.
+    fn read_on(&self, offset: i64, max_bytes: usize) {
+        let (cuts, until, in_memory) = {
+            let state = self.state.lock();
+            let in_memory = state.tail.front().is_some_and(|chunk| chunk.run.base_offset <= offset);
+            (state.cuts, state.durable_end, in_memory)
+        };
+        let (Ok(runtime), Some(log)) = (tokio::runtime::Handle::try_current(), self.this.upgrade()) else {
+            return;
+        };
+        if in_memory || offset >= until {
+            return self.shared.read_ahead.expect(self.id, offset, None);
+        }
+        let filler = self.shared.read_ahead.begin(self.id, offset, cuts);
+        let range = ReadRange { offset, until, max_bytes: max_bytes.min(AHEAD_BYTES), at_least_one: false };
+        runtime.spawn_blocking(move || {
+            // An error is for whoever reads there.
+            if let Ok(Some((records, _))) = log.lookup(range)
+                && !records.is_empty()
+            {
+                filler.fill(Arc::new(records));
+            }
+        });
+    }
+
+    fn cuts(&self) -> u64 {
+        self.state.lock().cuts
+    }
+
+    /// The runs in a range, from the index and the disk, as many as have `max_bytes` and at least one; and whether there
+    /// are any. `None` if the first has gone meanwhile.
+    fn lookup(&self, range: ReadRange) -> Result<Option<(Vec<Bytes>, bool)>, StorageError> {
         let mut runs = Vec::new();
         let mut planned = 0;
         self.shared.index.runs_from(self.partition, range.offset, |placed| {
-            if placed.run.base_offset >= range.until || (planned > 0 && planned >= left.max_bytes) {
+            if placed.run.base_offset >= range.until || (planned > 0 && planned >= range.max_bytes) {
                 return false;
             }
             planned += placed.run.length as usize;
             runs.push(placed);
             true
         })?;
-        let mut parts = Vec::new();
+        let mut records = Vec::new();
         let mut rest = runs.as_slice();
         while !rest.is_empty() {
-            let (bytes, count) = match self.runs_bytes(rest) {
-                Ok(Some(found)) => found,
-                Ok(None) if parts.is_empty() => return Ok(None),
-                Ok(None) => break,
-                Err(error) if parts.is_empty() => return Err(error),
-                // What comes before it is good; whoever goes on behind that gets the error.
-                Err(_reported_by_the_next_read) => break,
-            };
-            rest = &rest[count..];
-            let part = pick(&bytes, left);
-            let whole_rest = part.end == bytes.len();
-            if !part.is_empty() {
-                left.max_bytes = left.max_bytes.saturating_sub(part.len());
-                left.at_least_one = false;
-                parts.push(bytes.slice(part));
-            }
-            if !whole_rest {
-                break;
+            match self.runs_bytes(rest) {
+                Ok(Some(pieces)) => {
+                    rest = &rest[pieces.iter().map(|(_, count)| count).sum()..];
+                    records.extend(pieces.into_iter().map(|(bytes, _)| bytes));
+                }
+                Ok(None) if records.is_empty() => return Ok(None),
+                Err(error) if records.is_empty() => return Err(error),
+                // What comes before it is good; whoever goes on behind that looks again, and gets the error.
+                Ok(None) | Err(_) => break,
             }
         }
-        Ok(Some((parts.into(), !runs.is_empty())))
+        Ok(Some((records, !runs.is_empty())))
     }
 
     /// The bytes of a run, wherever it is now; `None` if it is gone.
     pub(super) fn run_bytes(&self, placed: PlacedRun) -> Result<Option<Bytes>, StorageError> {
-        Ok(self.runs_bytes(&[placed])?.map(|(bytes, _)| bytes))
+        let pieces = self.runs_bytes(&[placed])?;
+        Ok(pieces.and_then(|pieces| pieces.into_iter().next()).map(|(bytes, _)| bytes))
     }
 
-    /// The bytes of the first of some runs, and of those after it that follow it on the disk, in one read; and how many
-    /// runs that are. `None` if the first is gone.
+    /// The bytes of the first of some runs and of those after it, as far as they are found; those that lie side by side
+    /// on the disk in one piece, with how many they are. `None` if the first is gone.
     ///
     /// They are laid out as the index says, or it is an error for the first run and the end for those after it. Their
     /// checksums are left to whoever reads them, as in Kafka.
-    fn runs_bytes(&self, runs: &[PlacedRun]) -> Result<Option<(Bytes, usize)>, StorageError> {
+    fn runs_bytes(&self, runs: &[PlacedRun]) -> Result<Option<Vec<(Bytes, usize)>>, StorageError> {
         let Some(first) = runs.first() else { return Ok(None) };
-        if let Some(segment) = self.shared.segments.get(first.segment) {
-            let adjacent = |pair: &&[PlacedRun]| {
-                pair[0].segment == pair[1].segment && pair[0].end_position() == u64::from(pair[1].position)
-            };
-            let count = 1 + runs.windows(2).take_while(adjacent).count();
-            let length = runs[..count].iter().map(|placed| placed.run.length as usize).sum();
-            let mut bytes = segment.read(u64::from(first.position), length)?;
-            let (mut checked, mut good) = (0, 0);
-            for placed in &runs[..count] {
-                let end = checked + placed.run.length as usize;
-                match self.check(*placed, &bytes[checked..end]) {
-                    Ok(()) => (checked, good) = (end, good + 1),
-                    Err(error) if good == 0 => return Err(error),
+        let extents = extents(runs);
+        let place = |extent: &Extent| {
+            let segment = self.shared.segments.get(extent.segment)?;
+            Some(Place { segment, position: extent.position, length: extent.length })
+        };
+        let places: Vec<Place> = extents.iter().map_while(place).collect();
+        if places.is_empty() {
+            return Ok(self.moved_run_bytes(*first)?.map(|bytes| vec![(bytes, 1)]));
+        }
+        let mut rest = runs;
+        let mut pieces = Vec::new();
+        for (extent, read) in extents.iter().zip(scattered::read(places, &self.shared.read_pool)) {
+            let (here, others) = rest.split_at(extent.runs);
+            let checked = read.and_then(|bytes| self.check_extent(extent, here, &bytes, &mut pieces));
+            match checked {
+                Ok(true) => rest = others,
+                Err(error) if pieces.is_empty() => return Err(error),
+                Ok(false) | Err(_) => break,
+            }
+        }
+        Ok(Some(pieces))
+    }
+
+    /// Adds the good ones of the `runs` in an extent to `pieces`; false if one of them is not, and not the first of all.
+    fn check_extent(
+        &self,
+        extent: &Extent,
+        runs: &[PlacedRun],
+        bytes: &Bytes,
+        pieces: &mut Vec<(Bytes, usize)>,
+    ) -> Result<bool, StorageError> {
+        let side_by_side = |a: &PlacedRun, b: &PlacedRun| a.end_position() == u64::from(b.position);
+        let at = |position: u64| usize::try_from(position - extent.position).expect("less than an extent");
+        for group in runs.chunk_by(side_by_side) {
+            let start = at(u64::from(group[0].position));
+            let (mut end, mut good) = (start, 0);
+            for placed in group {
+                let next = at(placed.end_position());
+                match self.check(*placed, &bytes[end..next]) {
+                    Ok(()) => (end, good) = (next, good + 1),
+                    Err(error) if pieces.is_empty() && good == 0 => return Err(error),
                     Err(_reported_by_the_next_read) => break,
                 }
             }
-            bytes.truncate(checked);
-            return Ok(Some((bytes, good)));
+            if good > 0 {
+                pieces.push((bytes.slice(start..end), good));
+            }
+            if good < group.len() {
+                return Ok(false);
+            }
         }
+        Ok(true)
+    }
+
+    /// The bytes of a run whose segment is not there any more; `None` if the run is gone.
+    fn moved_run_bytes(&self, first: PlacedRun) -> Result<Option<Bytes>, StorageError> {
         // Moved since it was looked up, or deleted, or compacted.
-        let mut placed = *first;
+        let mut placed = first;
         for _ in 0..PLACE_TRIES {
             match self.shared.index.run_at_or_before(self.partition, placed.run.base_offset)? {
                 Some(found) if found.run == placed.run => placed = found,
                 _ => return Ok(None),
             }
             if let Some(segment) = self.shared.segments.get(placed.segment) {
-                let bytes = segment.read(u64::from(placed.position), placed.run.length as usize)?;
+                let (pool, length) = (&self.shared.read_pool, placed.run.length as usize);
+                let bytes = segment.read(pool, u64::from(placed.position), length)?;
                 self.check(placed, &bytes)?;
-                return Ok(Some((bytes, 1)));
+                return Ok(Some(bytes));
             }
         }
         Err(StorageError::Damaged {
@@ -196,17 +290,16 @@ impl JournalLog {
             }
             let mut rest = runs.as_slice();
             // One that is gone since it was looked up ends the loop: what is there now is looked up again.
-            while let Some((bytes, count)) = self.runs_bytes(first_bytes(rest, VISIT_BYTES))? {
-                let mut at = 0;
-                for placed in &rest[..count] {
-                    let end = at + placed.run.length as usize;
-                    if !visit(*placed, bytes.slice(at..end))? {
-                        return Ok(());
+            while let Some(pieces) = self.runs_bytes(first_bytes(rest, VISIT_BYTES))? {
+                for (mut bytes, count) in pieces {
+                    for placed in &rest[..count] {
+                        if !visit(*placed, bytes.split_to(placed.run.length as usize))? {
+                            return Ok(());
+                        }
+                        next = placed.run.next_offset();
                     }
-                    next = placed.run.next_offset();
-                    at = end;
+                    rest = &rest[count..];
                 }
-                rest = &rest[count..];
             }
         }
     }
@@ -377,6 +470,27 @@ fn best_batch(
         }
         Some((header.max_timestamp, bytes.slice(position..position + header.size_in_bytes())))
     })
+}
+
+/// The whole batches of some runs that `range` asks for, the offset after the last of them, and whether they end with
+/// the runs.
+fn pick_all(records: &[Bytes], range: ReadRange) -> (Vec<Bytes>, Option<i64>, bool) {
+    let (mut left, mut parts, mut next) = (range, Vec::new(), None);
+    for bytes in records {
+        let part = pick(bytes, left);
+        let whole_rest = part.end == bytes.len();
+        if !part.is_empty() {
+            left.max_bytes = left.max_bytes.saturating_sub(part.len());
+            left.at_least_one = false;
+            let part = bytes.slice(part);
+            next = WholeBatches::new(&part).last().map(|(_, header)| header.next_offset());
+            parts.push(part);
+        }
+        if !whole_rest {
+            return (parts, next, false);
+        }
+    }
+    (parts, next, true)
 }
 
 /// The whole batches of `bytes` that `range` asks for.

@@ -1,0 +1,112 @@
+//! Cold reads within a runtime, which read several places at once and ahead of their readers.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millrace_protocol::records::{BatchHeader, batches};
+use tokio::runtime::Runtime;
+
+use super::{Directory, all, options};
+use crate::storage::batch::samples::batch;
+use crate::storage::conformance::{Opened, Volume as _, kept_for_ever, try_open};
+use crate::storage::journal::JournalStoreOptions;
+use crate::storage::{LogStore, ReadRange};
+
+const LOGS: i32 = 6;
+const ROUNDS: i64 = 60;
+
+/// What log `log` has at `offset`.
+fn batch_at(log: i32, offset: i64) -> Bytes {
+    let size = 500 + usize::try_from(offset * 977 % 7_000).unwrap();
+    batch(1, &vec![u8::try_from(i64::from(log) * 31 + offset % 29).unwrap(); size])
+}
+
+/// Logs whose records take turns on the disk.
+fn interleaved(store: &Arc<dyn LogStore>) -> Vec<Opened> {
+    let logs: Vec<_> = (0..LOGS).map(|log| try_open(store, log, kept_for_ever()).unwrap()).collect();
+    for offset in 0..ROUNDS {
+        for (log, opened) in (0..).zip(&logs) {
+            opened.queue(&batch_at(log, offset), 0).unwrap();
+        }
+        // Some frames have one batch of a log, and some several.
+        if offset % 7 < 4 {
+            logs.iter().for_each(|opened| assert!(opened.ends.wait(offset + 1)));
+        }
+    }
+    logs.iter().for_each(|opened| assert!(opened.ends.wait(ROUNDS)));
+    logs
+}
+
+fn checksum(bytes: &Bytes) -> u32 {
+    BatchHeader::parse(bytes).unwrap().crc
+}
+
+/// Reads from `offset` to `until`, as a consumer does that takes `max_bytes` a time.
+fn consume(log: &Opened, offset: i64, until: i64, max_bytes: usize) -> Vec<u32> {
+    let (mut next, mut found) = (offset, Vec::new());
+    while next < until {
+        let mut bytes = log.bytes(ReadRange { offset: next, until, max_bytes, at_least_one: true });
+        assert!(!bytes.is_empty(), "nothing at {next}");
+        while !bytes.is_empty() {
+            let header = BatchHeader::parse(&bytes).unwrap();
+            assert_eq!(header.base_offset, next);
+            found.push(header.crc);
+            next = header.next_offset();
+            let _ = bytes.split_to(header.size_in_bytes());
+        }
+    }
+    found
+}
+
+fn written(log: i32, offsets: std::ops::Range<i64>) -> Vec<u32> {
+    offsets.map(|offset| checksum(&batch_at(log, offset))).collect()
+}
+
+fn cold(options: JournalStoreOptions) -> JournalStoreOptions {
+    JournalStoreOptions { tail_cache_bytes: 0, segment_bytes: Some(256 << 10), ..options }
+}
+
+#[test]
+fn readers_that_go_on_where_they_stopped_get_every_record_once_and_in_order() {
+    let runtime = Runtime::new().unwrap();
+    let volume = Directory::new(cold(options()));
+    let store = volume.open();
+    let logs = interleaved(&store);
+    std::thread::scope(|scope| {
+        for (log, opened) in (0..).zip(&logs) {
+            // Two readers of each log: they disturb each other, and neither may notice.
+            for max_bytes in [1, 3_000, 20_000, 1 << 20] {
+                let runtime = runtime.handle();
+                scope.spawn(move || {
+                    let _inside = runtime.enter();
+                    assert_eq!(consume(opened, 0, ROUNDS, max_bytes), written(log, 0..ROUNDS));
+                    assert_eq!(consume(opened, 17, ROUNDS - 5, max_bytes), written(log, 17..ROUNDS - 5));
+                });
+            }
+        }
+    });
+    drop(runtime);
+    store.close();
+}
+
+#[test]
+fn what_was_read_ahead_of_a_cut_is_not_shown_after_it() {
+    let runtime = Runtime::new().unwrap();
+    let volume = Directory::new(cold(options()));
+    let store = volume.open();
+    let logs = interleaved(&store);
+    let (log, opened) = (3, &logs[3]);
+    let inside = runtime.enter();
+    // The second read goes on from the first, and so more is read.
+    assert_eq!(consume(opened, 0, 10, 8_000), written(log, 0..10));
+    let first = opened.bytes(ReadRange { offset: 10, max_bytes: 8_000, ..all() });
+    let next = 10 + i64::try_from(batches(first).count()).unwrap();
+    opened.log.truncate(next).unwrap();
+    for offset in next..next + 10 {
+        opened.append(&[batch_at(log + 1, offset)], 1);
+    }
+    assert_eq!(consume(opened, next, next + 10, 8_000), written(log + 1, next..next + 10));
+    drop(inside);
+    drop(runtime);
+    store.close();
+}
