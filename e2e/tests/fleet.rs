@@ -64,7 +64,7 @@ async fn clients_outside_see_every_broker() {
 async fn a_million_records_come_back_complete_and_in_order() {
     on_quickstart(async |test| {
         test.cluster_ready(QUICKSTART).await?;
-        let spec = json!({"partitions": 12, "replicas": 1, "deletionPolicy": "Delete"});
+        let spec = json!({"partitions": 12, "replicas": 3, "deletionPolicy": "Delete"});
         test.apply(&topic("million", QUICKSTART, spec)).await?;
         test.topic_ready("million").await?;
         let summary = python_client("roundtrip.py", &[BOOTSTRAP, "million", "1000000"]).await?;
@@ -85,14 +85,7 @@ async fn a_broker_pod_that_is_deleted_comes_back_with_its_identity_and_data() {
         let lines: String = (0..600).map(|number| format!("record-{number}\n")).collect();
         kcat(&["-b", BOOTSTRAP, "-t", "survivor", "-P", "-X", "acks=all"], &lines).await?;
 
-        let pods = test.api::<Pod>();
-        let old = pods.get("demo-broker-1").await?.uid();
-        pods.delete("demo-broker-1", &DeleteParams::default()).await?;
-        wait_for("a new demo-broker-1", SOON, async || match pods.get_opt("demo-broker-1").await? {
-            Some(pod) if pod.uid() != old => Ok(()),
-            _ => Err(anyhow!("the old pod is still there")),
-        })
-        .await?;
+        replace_pod(test, "demo-broker-1").await?;
         let after = test.cluster_ready(QUICKSTART).await?.status.context("a ready cluster has a status")?;
         ensure!(after.cluster_id == before.cluster_id, "the cluster id changed");
         ensure!(broker_ids(&after.brokers) == broker_ids(&before.brokers), "broker ids moved: {after:?}");
@@ -108,6 +101,71 @@ async fn a_broker_pod_that_is_deleted_comes_back_with_its_identity_and_data() {
         test.delete::<millrace_crds::Topic>("survivor").await
     })
     .await;
+}
+
+/// Deletes a pod and waits until there is another one with its name.
+async fn replace_pod(test: &Test, name: &str) -> Result<()> {
+    let pods = test.api::<Pod>();
+    let old = pods.get(name).await?.uid();
+    pods.delete(name, &DeleteParams::default()).await?;
+    wait_for(&format!("a new {name}"), SOON, async || match pods.get_opt(name).await? {
+        Some(pod) if pod.uid() != old => Ok(()),
+        _ => Err(anyhow!("the old pod is still there")),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_replicated_topic_takes_every_record_while_brokers_are_deleted_and_come_back() {
+    on_quickstart(async |test| {
+        test.cluster_ready(QUICKSTART).await?;
+        let spec = json!({"partitions": 6, "replicas": 3, "config": {"min.insync.replicas": "2"},
+                          "deletionPolicy": "Delete"});
+        test.apply(&topic("replicated", QUICKSTART, spec)).await?;
+        test.topic_ready("replicated").await?;
+        let folder = tempfile::tempdir()?;
+        let stop_file = folder.path().join("stop");
+        let stop = stop_file.to_str().context("temporary paths are text")?;
+        let arguments = [BOOTSTRAP, "replicated", stop];
+        let ledger = python_client("ledger.py", &arguments);
+        let disturbed = async {
+            let done = replace_two_brokers(test).await;
+            std::fs::write(&stop_file, "")?;
+            done
+        };
+        let (summary, disturbed) = tokio::join!(ledger, disturbed);
+        disturbed?;
+        print_line(&summary?);
+        test.delete::<millrace_crds::Topic>("replicated").await
+    })
+    .await;
+}
+
+async fn replace_two_brokers(test: &Test) -> Result<()> {
+    for pod in ["demo-broker-0", "demo-broker-2"] {
+        replace_pod(test, pod).await?;
+        test.cluster_ready(QUICKSTART).await?;
+        // The next one may go when the replicas of this one have caught up.
+        in_sync(test, "replicated").await?;
+    }
+    Ok(())
+}
+
+/// Waits until all three replicas of every partition of a topic are in sync: clients see it, and then its object says it.
+async fn in_sync(test: &Test, name: &str) -> Result<()> {
+    wait_for(&format!("three replicas in sync of {name}"), SOON, async || {
+        let listing = kcat(&["-b", BOOTSTRAP, "-L", "-J", "-t", name], "").await?;
+        let listing: Value = serde_json::from_str(&listing)?;
+        let partitions = listing["topics"][0]["partitions"].as_array().context("the topic is there")?;
+        let three = |partition: &Value| partition["isrs"].as_array().is_some_and(|isr| isr.len() == 3);
+        ensure!(!partitions.is_empty() && partitions.iter().all(three), "{partitions:?}");
+        Ok(())
+    })
+    .await?;
+    let replicated = |topic: &millrace_crds::Topic| {
+        is_true(&topic.status.as_ref()?.conditions, "Replicated").then_some(())
+    };
+    test.topic_that(name, "is replicated", replicated).await.map(drop)
 }
 
 fn broker_ids(brokers: &[millrace_crds::BrokerStatus]) -> Vec<(String, Option<i32>)> {
@@ -235,7 +293,7 @@ async fn the_quickstarts_topic_is_there() {
         let status = orders.status.context("a ready topic has a status")?;
         ensure!(status.partitions == Some(12) && status.offline_partitions == Some(0), "{status:?}");
         ensure!(is_true(&status.conditions, "Ready"), "{status:?}");
-        Ok(())
+        in_sync(test, "orders").await
     })
     .await;
 }
