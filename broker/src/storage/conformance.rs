@@ -25,6 +25,7 @@ use crate::metadata::image::TopicIdPartition;
 pub(crate) use compaction::{
     a_compacted_log_that_is_deleted_is_gone, a_cut_in_a_gap_ends_the_log_with_what_is_before_it,
     a_log_takes_gaps_and_reads_over_them, a_log_without_the_policy_is_left_alone,
+    a_reader_in_the_middle_misses_nothing_while_runs_are_joined,
     a_record_without_a_value_goes_in_a_later_compaction_c2,
     a_time_is_found_before_runs_that_were_compacted_o2,
     an_interrupted_compaction_loses_nothing_and_the_next_ends_it, compacted,
@@ -80,6 +81,7 @@ macro_rules! conformance_tests {
             an_interrupted_compaction_loses_nothing_and_the_next_ends_it,
             what_is_cut_or_deleted_during_a_compaction_stays_so,
             readers_are_served_during_a_compaction,
+            a_reader_in_the_middle_misses_nothing_while_runs_are_joined,
             a_compacted_log_that_is_deleted_is_gone,
         }
     };

@@ -528,6 +528,37 @@ pub(crate) fn readers_are_served_during_a_compaction(volume: &dyn Volume) {
     assert!(matches!(log.log.read(range(801, 10)), Err(StorageError::OffsetOutOfRange { .. })));
 }
 
+pub(crate) fn a_reader_in_the_middle_misses_nothing_while_runs_are_joined(volume: &dyn Volume) {
+    const ROUNDS: i64 = 60;
+    let store: Arc<dyn LogStore> = volume.open();
+    let log = open(&store, compacted());
+    let done = AtomicBool::new(false);
+    // No key comes twice, so that nothing goes: runs only become part of others.
+    let read = || {
+        let mut offset = 0;
+        while !done.load(Ordering::SeqCst) {
+            let end = log.log.ends().durable_end;
+            offset = if offset + 1 < end { offset + 1 } else { 0 };
+            if offset < end {
+                let bytes = log.bytes(range(offset, 1));
+                let first = batches(bytes).next().expect("a batch").expect("whole");
+                assert_eq!(first.header().base_offset, offset);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let readers = [scope.spawn(read), scope.spawn(read)];
+        for round in 0..ROUNDS {
+            for offset in round * 10..(round + 1) * 10 {
+                append_each(&log, &[record(&format!("key {offset}"), Some("value"))]);
+            }
+            compact(&log);
+        }
+        done.store(true, Ordering::SeqCst);
+        readers.into_iter().for_each(|reader| reader.join().expect("a reader"));
+    });
+}
+
 pub(crate) fn a_compacted_log_that_is_deleted_is_gone(volume: &dyn Volume) {
     let store = volume.open();
     let log = open(&store, compacted());

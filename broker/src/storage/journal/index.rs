@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, Direction, FlushOptions, IteratorMode, LogLevel,
-    Options, ReadOptions, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, DB, DBCompressionType, DBRawIterator, Direction, FlushOptions, IteratorMode,
+    LogLevel, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 use uuid::Uuid;
 
@@ -234,19 +234,38 @@ impl Index {
     }
 
     /// Shows the runs of a log in order, beginning with the one that holds `offset` or the first after it, as long as
-    /// `visit` returns true.
+    /// `visit` returns true. All of them are of one state of the index: between a look for the first and a look for the
+    /// others, compaction could put one run in the place of several, and what it holds would be passed over.
     pub(super) fn runs_from(
         &self,
         partition: TopicIdPartition,
         offset: i64,
         mut visit: impl FnMut(PlacedRun) -> bool,
     ) -> Result<(), StorageError> {
-        let first = match self.run_at_or_before(partition, offset)? {
-            Some(placed) if placed.run.last_offset >= offset => placed.run.base_offset,
-            _ => offset.max(0),
+        let from = keys::run(partition, offset.max(0));
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(keys::run(partition, 0));
+        options.set_iterate_upper_bound(run_bound(partition));
+        let db = self.db()?;
+        let mut runs = db.raw_iterator_opt(options);
+        let current = |runs: &DBRawIterator<'_>| match runs.item() {
+            Some((key, value)) => PlacedRun::decode(value)
+                .map(Some)
+                .ok_or_else(|| self.damaged(format!("the value of key {key:02x?} does not decode"))),
+            None => runs.status().map(|()| None).map_err(|error| self.failed(error)),
         };
-        let until = run_bound(partition);
-        self.scan(&keys::run(partition, first), &until, |_, value| Some(visit(PlacedRun::decode(value)?)))
+        runs.seek_for_prev(&from);
+        let holds = current(&runs)?.is_some_and(|placed| placed.run.last_offset >= offset);
+        if !holds {
+            runs.seek(&from);
+        }
+        while let Some(placed) = current(&runs)? {
+            if !visit(placed) {
+                break;
+            }
+            runs.next();
+        }
+        Ok(())
     }
 
     /// The run with the largest base offset up to `offset`.
@@ -328,11 +347,12 @@ impl Index {
             .ok_or_else(|| self.damaged(format!("the state kept for {partition:?} does not decode")))
     }
 
-    /// Makes the changes of one frame, in one batch with `position`, which is where the journal stands after it.
-    pub(super) fn apply(
+    /// Makes the changes of a frame, or of frames of appends in one segment, in one batch with `position`, which is where
+    /// the journal stands after it.
+    pub(super) fn apply<'a>(
         &self,
         changes: &mut Changes,
-        entries: &[Placed],
+        entries: impl IntoIterator<Item = &'a Placed>,
         position: Position,
     ) -> Result<(), StorageError> {
         let mut work = Work::new(self, changes);
