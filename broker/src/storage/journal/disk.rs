@@ -9,8 +9,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
@@ -46,6 +46,12 @@ pub trait DiskFile: Send + Sync + Debug {
     /// Writes all of `bytes` at `position`.
     fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<()>;
 
+    /// Writes all of `bytes` at `position` into the memory of the operating system, from where it gets to the disk later,
+    /// with [`sync`](Self::sync) at the latest. It survives the end of the process.
+    fn write_cached_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
+        self.write_at(bytes, position)
+    }
+
     /// Makes what was written durable (`fdatasync`). After an error nothing is known about it, for good.
     fn sync(&self) -> io::Result<()>;
 }
@@ -67,7 +73,10 @@ pub struct OsDisk {
 
 #[derive(Debug)]
 struct OsFile {
+    path: PathBuf,
     file: File,
+    /// The same through the page cache, once it is needed. The kernel keeps the two coherent (open(2), `O_DIRECT`).
+    cached: OnceLock<File>,
     length: u64,
 }
 
@@ -105,7 +114,7 @@ impl Disk for OsDisk {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let file = self.open_with(OpenOptions::new().read(true).write(true), path)?;
         let length = file.metadata()?.len();
-        Ok(Arc::new(OsFile { file, length }))
+        Ok(Arc::new(OsFile { path: path.to_path_buf(), file, cached: OnceLock::new(), length }))
     }
 
     fn create(&self, path: &Path, length: u64) -> io::Result<Arc<dyn DiskFile>> {
@@ -119,7 +128,7 @@ impl Disk for OsDisk {
         if let Some(directory) = path.parent() {
             File::open(directory)?.sync_all()?;
         }
-        Ok(Arc::new(OsFile { file, length }))
+        Ok(Arc::new(OsFile { path: path.to_path_buf(), file, cached: OnceLock::new(), length }))
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -146,6 +155,14 @@ impl DiskFile for OsFile {
 
     fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
         self.file.write_all_at(bytes, position)
+    }
+
+    fn write_cached_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
+        if self.cached.get().is_none() {
+            // Set by somebody else meanwhile: then that one is as good.
+            let _ = self.cached.set(OpenOptions::new().write(true).open(&self.path)?);
+        }
+        self.cached.get().unwrap_or(&self.file).write_all_at(bytes, position)
     }
 
     fn sync(&self) -> io::Result<()> {

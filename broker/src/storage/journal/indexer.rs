@@ -16,8 +16,8 @@ use super::rewrite::Usage;
 use super::writer::Reply;
 use crate::storage::{CheckpointEntry, StorageError, StoreFailure};
 
-/// Frames that may wait to be indexed; then the writer waits.
-const MAX_WAITING: usize = 256;
+/// Groups of frames that may wait to be indexed; then the writer waits.
+const MAX_WAITING: usize = 64;
 
 /// Journal bytes that the index on disk may lag behind: what a start after a crash has to replay.
 const MAX_REPLAY_BYTES: u64 = 384 << 20;
@@ -25,14 +25,39 @@ const MAX_REPLAY_BYTES: u64 = 384 << 20;
 /// What the indexer can be told to do.
 #[derive(Debug)]
 pub(super) enum Work {
-    /// Enter the entries of a synced frame.
-    Frame { entries: Vec<Placed>, position: Position },
+    /// Enter the entries of synced frames.
+    Frames(Vec<SyncedFrame>),
     /// Everything told before is done.
     Answer(Reply),
     /// Keep this about logs, each with the metadata index at which it existed, and make the index durable.
     Checkpoint { entries: Vec<(CheckpointEntry, u64)>, reply: Reply },
     /// Nothing follows: note that the journal ended in good order.
     End,
+}
+
+/// A frame that a power failure cannot take away any more.
+#[derive(Debug)]
+pub(super) struct SyncedFrame {
+    pub(super) entries: Vec<Placed>,
+    /// Where the journal stands after it.
+    pub(super) position: Position,
+}
+
+impl SyncedFrame {
+    /// Bytes of its batches.
+    pub(super) fn data_bytes(&self) -> u64 {
+        self.entries.iter().map(|placed| u64::from(placed.entry.data_length())).sum()
+    }
+
+    fn has(&self, what: impl Fn(&Entry) -> bool) -> bool {
+        self.entries.first().is_some_and(|placed| what(&placed.entry))
+    }
+
+    /// Whether `next` can be entered in one step with this one: appends do not look at what is there.
+    fn joins(&self, next: &Self) -> bool {
+        let is_append = |entry: &Entry| matches!(entry, Entry::Append(..));
+        self.has(is_append) && next.has(is_append) && self.position.segment == next.position.segment
+    }
 }
 
 /// Starts the indexer; the index on the disk is at `flushed`. It ends when nobody can tell it anything any more.
@@ -70,22 +95,8 @@ impl Indexer {
         self.retire();
         while let Ok(work) = work.recv() {
             match work {
-                Work::Frame { entries, position } => {
-                    let bytes: u64 = entries.iter().map(|placed| u64::from(placed.entry.data_length())).sum();
-                    // A frame holds moves or none.
-                    let moves = matches!(entries.first(), Some(Placed { entry: Entry::Move(..), .. }));
-                    if moves {
-                        FailPoint::MoveSynced.pass();
-                    }
-                    self.shared.index.apply(&mut self.changes, &entries, position)?;
-                    if moves {
-                        FailPoint::MoveIndexed.pass();
-                    }
-                    self.shared.tail.indexed(position.sequence, &self.shared.pool);
-                    self.since_flush += bytes;
-                    if self.since_flush > MAX_REPLAY_BYTES {
-                        self.flush()?;
-                    }
+                Work::Frames(frames) => {
+                    frames.chunk_by(SyncedFrame::joins).try_for_each(|group| self.enter(group))?;
                 }
                 Work::Answer(reply) => answer(&reply),
                 Work::Checkpoint { entries, reply } => {
@@ -101,6 +112,27 @@ impl Indexer {
                     FailPoint::Ended.pass();
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Enters frames that can be entered in one step.
+    fn enter(&mut self, frames: &[SyncedFrame]) -> Result<(), StorageError> {
+        let Some(last) = frames.last() else { return Ok(()) };
+        // A frame holds moves or none.
+        let moves = last.has(|entry| matches!(entry, Entry::Move(..)));
+        if moves {
+            FailPoint::MoveSynced.pass();
+        }
+        let entries = frames.iter().flat_map(|frame| &frame.entries);
+        self.shared.index.apply(&mut self.changes, entries, last.position)?;
+        if moves {
+            FailPoint::MoveIndexed.pass();
+        }
+        self.shared.tail.indexed(last.position.sequence, &self.shared.pool);
+        self.since_flush += frames.iter().map(SyncedFrame::data_bytes).sum::<u64>();
+        if self.since_flush > MAX_REPLAY_BYTES {
+            self.flush()?;
         }
         Ok(())
     }

@@ -165,9 +165,11 @@ impl Segments {
         dead.chain(&files.free).map(|file| Segment { id: 0, file: file.clone() }).collect()
     }
 
-    /// Begins a segment whose first frame will have sequence `id`, in a free file or a new one.
-    pub(super) fn begin(&self, id: u64) -> Result<Arc<Segment>, (PathBuf, io::Error)> {
-        let file = match self.take_free() {
+    /// Begins a segment whose first frame will have sequence `id`, in a free file or a new one; true if it is a new one.
+    pub(super) fn begin(&self, id: u64) -> Result<(Arc<Segment>, bool), (PathBuf, io::Error)> {
+        let free = self.take_free();
+        let is_new = free.is_none();
+        let file = match free {
             Some(file) => {
                 FailPoint::RecycledTaken.pass();
                 file
@@ -183,7 +185,7 @@ impl Segments {
         };
         let segment = Arc::new(Segment { id, file });
         self.files.lock().in_use.insert(id, Arc::clone(&segment));
-        Ok(segment)
+        Ok((segment, is_new))
     }
 
     /// A free file that is long enough. Those that are not, made with another setting, are deleted.

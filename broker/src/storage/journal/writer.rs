@@ -28,7 +28,7 @@ use super::buffer::{AlignedBuffer, padded};
 use super::fail_point::FailPoint;
 use super::frame::{self, Entry, FrameHeader, HEADER_LEN, MAX_ENTRY_LEN, Run};
 use super::index::Placed;
-use super::indexer::Work;
+use super::indexer::{SyncedFrame, Work};
 use super::keys::Position;
 use super::log::JournalLog;
 use super::segments::Segment;
@@ -43,6 +43,19 @@ const FRAME_BYTES: usize = 1 << 20;
 /// Bytes after which a log's batches in a frame become another run: the index finds runs, so a reader that wants little
 /// need not read more than this beside it.
 pub(super) const RUN_BYTES: usize = 128 << 10;
+
+/// Frames below this are small, bytes: they cost by the number, not by the byte.
+const SMALL_BYTES: usize = 16 << 10;
+
+/// Zeros written ahead of small frames. The first write to a new block of a file makes the file system note that the
+/// block is in use, and the sync then has to wait for that note too; so many small frames share one.
+const ZEROS_AHEAD: usize = 256 << 10;
+
+/// Most synced frames, bytes of them and time for which the index is not told of them: telling it of several at once is
+/// cheaper.
+const UNTOLD_FRAMES: usize = 64;
+const UNTOLD_BYTES: u64 = 1 << 20;
+const UNTOLD_TIME: Duration = Duration::from_millis(10);
 
 /// Most bytes written without a sync.
 pub(super) const MAX_UNSYNCED_BYTES: u64 = 32 << 20;
@@ -176,9 +189,15 @@ pub(super) fn spawn(
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("journal-writer".to_owned()).spawn(move || {
         let path = shared.segments.directory().to_path_buf();
-        let active = shared.segments.get(position.segment).map(|segment| (segment, position.end));
+        let active = shared.segments.get(position.segment).map(|segment| Active {
+            segment,
+            end: position.end,
+            in_use: position.end,
+        });
         let writer = Writer {
             active,
+            zeros: AlignedBuffer::zeroed(ZEROS_AHEAD),
+            untold: Untold::default(),
             next,
             last: position.sequence,
             synced: position.sequence,
@@ -204,8 +223,9 @@ pub(super) fn spawn(
 struct Writer {
     shared: Arc<Shared>,
     work: SyncSender<Work>,
-    /// Segment being written, and where its next frame goes.
-    active: Option<(Arc<Segment>, u64)>,
+    active: Option<Active>,
+    zeros: AlignedBuffer,
+    untold: Untold,
     /// Sequence of the next frame.
     next: u64,
     /// Sequence of the last frame.
@@ -217,6 +237,15 @@ struct Writer {
     frame_bytes: usize,
 }
 
+/// The segment that is being written.
+struct Active {
+    segment: Arc<Segment>,
+    /// Where its next frame goes.
+    end: u64,
+    /// Up to where the file system knows its blocks to be in use.
+    in_use: u64,
+}
+
 /// What has been written since the last sync.
 #[derive(Default)]
 struct Unsynced {
@@ -224,7 +253,15 @@ struct Unsynced {
     since: Option<Instant>,
     segments: Vec<Arc<Segment>>,
     /// What the index is to hear of them.
-    work: Vec<Work>,
+    frames: Vec<SyncedFrame>,
+}
+
+/// What has been synced and the index has not heard of.
+#[derive(Default)]
+struct Untold {
+    frames: Vec<SyncedFrame>,
+    bytes: u64,
+    since: Option<Instant>,
 }
 
 /// Appends of one log within one commit.
@@ -245,11 +282,20 @@ pub(super) struct Written {
 impl Writer {
     fn run(mut self) -> Result<(), StoreFailure> {
         loop {
-            let deadline = self.unsynced.since.map(|since| since + MAX_UNSYNCED_TIME);
-            match self.shared.queue.take(deadline) {
+            let sync_at = self.unsynced.since.map(|since| since + MAX_UNSYNCED_TIME);
+            let tell_at = self.untold.since.map(|since| since + UNTOLD_TIME);
+            match self.shared.queue.take(sync_at.into_iter().chain(tell_at).min()) {
                 Taken::Commands(commands) => self.execute(commands)?,
-                Taken::TimedOut => self.sync()?,
+                Taken::TimedOut if sync_at.is_some_and(|at| at <= Instant::now()) => self.sync()?,
+                Taken::TimedOut => {}
                 Taken::Closed => break,
+            }
+            let untold = &self.untold;
+            if untold.frames.len() >= UNTOLD_FRAMES
+                || untold.bytes >= UNTOLD_BYTES
+                || untold.since.is_some_and(|since| since.elapsed() >= UNTOLD_TIME)
+            {
+                self.tell_frames();
             }
         }
         self.sync()?;
@@ -291,7 +337,7 @@ impl Writer {
                 self.tell(Work::Answer(reply));
             }
             Command::Change { entry, reply } => {
-                self.write_frame(&[entry], &mut std::iter::empty())?;
+                self.write_frame(&[entry], &mut std::iter::empty(), Way::Direct)?;
                 self.sync()?;
                 self.tell(Work::Answer(reply));
             }
@@ -304,7 +350,7 @@ impl Writer {
             Command::Replace { pieces, reply } => {
                 for (entry, bytes) in &pieces {
                     let data = Piece { bytes, stamp: None };
-                    self.write_frame(std::slice::from_ref(entry), &mut std::iter::once(data))?;
+                    self.write_frame(std::slice::from_ref(entry), &mut std::iter::once(data), Way::Direct)?;
                 }
                 self.sync()?;
                 self.tell(Work::Answer(reply));
@@ -330,7 +376,7 @@ impl Writer {
             let entries: Vec<_> =
                 now.iter().map(|(partition, run, _)| Entry::Move(*partition, *run)).collect();
             let mut data = now.iter().map(|(_, _, bytes)| Piece { bytes, stamp: None });
-            self.write_frame(&entries, &mut data)?;
+            self.write_frame(&entries, &mut data, Way::Direct)?;
             rest = later;
         }
         Ok(())
@@ -341,6 +387,7 @@ impl Writer {
             return Ok(());
         }
         let needs_sync = pending.iter().any(|pending| pending.durability == Durability::Fsync);
+        let way = if needs_sync { Way::Direct } else { Way::Cached };
         let mut written: HashMap<u64, Vec<Written>> = HashMap::new();
         let mut layout = Layout::default();
         for Pending { log, batches, .. } in &pending {
@@ -350,13 +397,13 @@ impl Writer {
             }
             for batch in batches {
                 if layout.bytes > 0 && layout.bytes + layout.cost(log, batch) > self.frame_bytes {
-                    self.write_appends(std::mem::take(&mut layout), &mut written)?;
+                    self.write_appends(std::mem::take(&mut layout), way, &mut written)?;
                 }
                 layout.push(log, batch);
             }
         }
         if layout.bytes > 0 {
-            self.write_appends(layout, &mut written)?;
+            self.write_appends(layout, way, &mut written)?;
         }
         let (wait, at_once): (Vec<_>, Vec<_>) =
             pending.iter().partition(|pending| pending.durability == Durability::Fsync);
@@ -372,11 +419,11 @@ impl Writer {
             FailPoint::Published.pass();
             return Ok(());
         }
-        let work = self.sync_files()?;
+        let frames = self.sync_files()?;
         // Before the index hears of it: what is in the index may leave the memory, so it must have been there.
         publish(wait);
         FailPoint::Published.pass();
-        self.tell_all(work);
+        self.note_untold(frames);
         Ok(())
     }
 
@@ -384,6 +431,7 @@ impl Writer {
     fn write_appends(
         &mut self,
         layout: Layout<'_>,
+        way: Way,
         written: &mut HashMap<u64, Vec<Written>>,
     ) -> Result<(), StoreFailure> {
         let now_ms = now_ms();
@@ -397,7 +445,7 @@ impl Writer {
         let mut pieces = layout.runs.iter().flat_map(|planned| {
             planned.batches.iter().map(|batch| Piece { bytes: &batch.bytes, stamp: Some(batch) })
         });
-        let (sequence, memory, frame, positions) = self.write_frame(&entries, &mut pieces)?;
+        let (sequence, memory, frame, positions) = self.write_frame(&entries, &mut pieces, way)?;
         let mut logs = Vec::with_capacity(runs.len());
         for ((log, run), position) in runs.into_iter().zip(positions) {
             let bytes = frame.slice(position..position + run.length as usize);
@@ -414,6 +462,7 @@ impl Writer {
         &mut self,
         entries: &[Entry],
         pieces: &mut dyn Iterator<Item = Piece<'a>>,
+        way: Way,
     ) -> Result<(u64, Bytes, Bytes, Vec<usize>), StoreFailure> {
         frame::encode_table(entries, &mut self.table);
         let data: usize = entries.iter().map(|entry| entry.data_length() as usize).sum();
@@ -448,17 +497,27 @@ impl Writer {
             segment.length(),
         );
         FailPoint::BeforeWrite.pass();
-        segment
-            .file()
-            .write_at(out, position)
-            .map_err(|error| failure(segment.path().to_path_buf(), "writing", &error))?;
+        let is_small = out.len() < SMALL_BYTES;
+        let written = match way {
+            Way::Cached if is_small => segment.file().write_cached_at(out, position),
+            Way::Direct if is_small => self
+                .zeros_ahead(&segment, position, out.len())
+                .and_then(|()| segment.file().write_at(out, position)),
+            _ => segment.file().write_at(out, position),
+        };
+        written.map_err(|error| failure(segment.path().to_path_buf(), "writing", &error))?;
         FailPoint::Written.pass();
         if position == 0 {
             FailPoint::RecycledWritten.pass();
         }
         let end = position + out.len() as u64;
         (self.last, self.next) = (sequence, sequence + 1);
-        self.active = Some((Arc::clone(&segment), end));
+        if let Some(active) = &mut self.active {
+            active.end = end;
+            if way == Way::Direct {
+                active.in_use = active.in_use.max(end);
+            }
+        }
 
         let mut positions = Vec::with_capacity(entries.len());
         let mut placed = Vec::with_capacity(entries.len());
@@ -469,11 +528,8 @@ impl Writer {
             placed.push(Placed { entry: *entry, position });
             at += entry.data_length() as usize;
         }
-        self.note_unsynced(
-            &segment,
-            length,
-            Work::Frame { entries: placed, position: Position { segment: segment.id, end, sequence } },
-        );
+        let position = Position { segment: segment.id, end, sequence };
+        self.note_unsynced(&segment, length, SyncedFrame { entries: placed, position });
         let (memory, frame) = AlignedBuffer::freeze(buffer);
         Ok((sequence, memory, frame, positions))
     }
@@ -481,35 +537,52 @@ impl Writer {
     /// Where a frame of `length` bytes goes: behind the last one, or to the start of another segment.
     fn place(&mut self, length: usize) -> Result<(Arc<Segment>, u64), StoreFailure> {
         debug_assert_eq!(length, padded(length), "frames are whole blocks");
-        if let Some((segment, end)) = &self.active
-            && end + length as u64 <= segment.length()
+        if let Some(active) = &self.active
+            && active.end + length as u64 <= active.segment.length()
         {
-            return Ok((Arc::clone(segment), *end));
+            return Ok((Arc::clone(&active.segment), active.end));
         }
-        let segment = self.shared.segments.begin(self.next);
-        let segment = segment.map_err(|(path, error)| failure(path, "making", &error))?;
+        let begun = self.shared.segments.begin(self.next);
+        let (segment, is_new) = begun.map_err(|(path, error)| failure(path, "making", &error))?;
+        // A file that was used before has been written, if not to its end: then that costs a little time.
+        let in_use = if is_new { 0 } else { segment.length() };
+        self.active = Some(Active { segment: Arc::clone(&segment), end: 0, in_use });
         Ok((segment, 0))
     }
 
-    fn note_unsynced(&mut self, segment: &Arc<Segment>, length: usize, work: Work) {
+    /// Makes the file system note that the blocks of a small frame are in use, with many after them. Nothing lies there:
+    /// frames are written from the start of a segment to its end.
+    fn zeros_ahead(&mut self, segment: &Segment, position: u64, length: usize) -> io::Result<()> {
+        let Some(active) = &mut self.active else { return Ok(()) };
+        if position + length as u64 <= active.in_use {
+            return Ok(());
+        }
+        let room = usize::try_from(segment.length() - position).unwrap_or(usize::MAX);
+        let zeros = &self.zeros.as_slice()[..ZEROS_AHEAD.min(room)];
+        segment.file().write_at(zeros, position)?;
+        active.in_use = position + zeros.len() as u64;
+        Ok(())
+    }
+
+    fn note_unsynced(&mut self, segment: &Arc<Segment>, length: usize, frame: SyncedFrame) {
         let unsynced = &mut self.unsynced;
         unsynced.bytes += length as u64;
         unsynced.since.get_or_insert_with(Instant::now);
-        unsynced.work.push(work);
+        unsynced.frames.push(frame);
         if unsynced.segments.last().is_none_or(|last| last.id != segment.id) {
             unsynced.segments.push(Arc::clone(segment));
         }
     }
 
-    /// Syncs what has been written, and tells the index.
+    /// Syncs what has been written, and tells the index before long.
     fn sync(&mut self) -> Result<(), StoreFailure> {
-        let work = self.sync_files()?;
-        self.tell_all(work);
+        let frames = self.sync_files()?;
+        self.note_untold(frames);
         Ok(())
     }
 
     /// Syncs what has been written; returns what the index is to be told.
-    fn sync_files(&mut self) -> Result<Vec<Work>, StoreFailure> {
+    fn sync_files(&mut self) -> Result<Vec<SyncedFrame>, StoreFailure> {
         let unsynced = std::mem::take(&mut self.unsynced);
         for segment in &unsynced.segments {
             segment
@@ -519,17 +592,45 @@ impl Writer {
         }
         self.synced = self.last;
         FailPoint::Synced.pass();
-        Ok(unsynced.work)
+        Ok(unsynced.frames)
     }
 
-    fn tell_all(&self, work: Vec<Work>) {
-        work.into_iter().for_each(|work| self.tell(work));
+    fn note_untold(&mut self, frames: Vec<SyncedFrame>) {
+        if frames.is_empty() {
+            return;
+        }
+        let untold = &mut self.untold;
+        untold.bytes += frames.iter().map(SyncedFrame::data_bytes).sum::<u64>();
+        untold.since.get_or_insert_with(Instant::now);
+        untold.frames.extend(frames);
     }
 
-    fn tell(&self, work: Work) {
+    fn tell_frames(&mut self) {
+        let Untold { frames, .. } = std::mem::take(&mut self.untold);
+        if !frames.is_empty() {
+            self.send(Work::Frames(frames));
+        }
+    }
+
+    /// Tells the indexer to do something, after everything that has been synced.
+    fn tell(&mut self, work: Work) {
+        self.tell_frames();
+        self.send(work);
+    }
+
+    fn send(&self, work: Work) {
         // An indexer that is gone has stopped the store: what it was to do is lost with it.
         let _ = self.work.send(work);
     }
+}
+
+/// How a frame gets to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// At once: a sync follows.
+    Direct,
+    /// Through the page cache if it is small, since nobody waits until it is on the disk.
+    Cached,
 }
 
 /// Bytes of batches on their way into a frame.
