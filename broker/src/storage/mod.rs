@@ -276,7 +276,7 @@ pub trait LogStore: Send + Sync + std::fmt::Debug {
 
     /// Deletes a log, open or not. Handles of it answer [`StorageError::Gone`] from then on.
     ///
-    /// Its partition is not expected to come back: opening it after a crash may report the records as missing.
+    /// Durable on return. The partition may come back, as a replica does that was taken away: its log begins anew then.
     fn delete(&self, partition: TopicIdPartition) -> Result<(), StorageError>;
 
     /// Waits for room in the queue of appends; asks for the bytes of one request at once.

@@ -543,6 +543,8 @@ enum Step {
     },
     RetainBytes(u64),
     Durability(bool),
+    /// The log is deleted and begun again, as that of a replica that is taken away and comes back.
+    Delete,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -558,6 +560,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(under_way, seed)| Step::PowerLoss { under_way, seed }),
         1 => (0..30_000_u64).prop_map(Step::RetainBytes),
         1 => any::<bool>().prop_map(Step::Durability),
+        1 => Just(Step::Delete),
     ];
     prop::collection::vec(step, 1..40)
 }
@@ -685,6 +688,11 @@ fn run(steps: Vec<Step>, options: JournalStoreOptions) {
             Step::Durability(fsync) => {
                 model.settings.durability = if fsync { Durability::Fsync } else { Durability::Written };
                 log.log.set_settings(model.settings);
+            }
+            Step::Delete => {
+                store.delete(partition(0)).unwrap();
+                log = open(&store, model.settings);
+                model = Model { epoch: model.epoch, settings: model.settings, ..Model::default() };
             }
             Step::Restart => {
                 store.close();
