@@ -174,11 +174,11 @@ pub struct TopicView {
     pub owner: Option<TopicOwner>,
     /// Number of partitions.
     pub partitions: i32,
-    /// Replicas per partition; the smallest where they differ.
+    /// Replicas per partition; the smallest where they differ. Of partitions under reassignment, those of the target.
     pub replicas: i16,
     /// Partitions without a leader.
     pub offline_partitions: i32,
-    /// Partitions with fewer in-sync replicas than assigned ones.
+    /// Partitions with fewer in-sync replicas than assigned ones, replicas that are being added not counted.
     pub under_replicated_partitions: i32,
     /// Dynamic topic configuration.
     pub config: BTreeMap<String, String>,

@@ -5,6 +5,7 @@
 //! plain function of image and request; only [`Api::handle`] and the calls to the controller and the replica manager
 //! wait. Knows nothing of sockets, disks and the quorum.
 
+mod alter_partition_reassignments;
 mod api_versions;
 mod authorized;
 mod auto_create;
@@ -29,6 +30,7 @@ mod fixtures;
 mod incremental_alter_configs;
 mod init_producer_id;
 mod list_offsets;
+mod list_partition_reassignments;
 mod metadata;
 mod offset_for_leader_epoch;
 mod produce;
@@ -240,6 +242,20 @@ impl Api {
             SupportedApi::ElectLeaders => match frame.decode() {
                 Ok(request) => {
                     let response = elect_leaders::handle(&inner.metadata, &context, request).await;
+                    reply.encode(&inner.metrics, &response)
+                }
+                Err(error) => malformed(reply.key, error),
+            },
+            SupportedApi::AlterPartitionReassignments => match frame.decode() {
+                Ok(request) => {
+                    let response = alter_partition_reassignments::handle(&inner.metadata, request).await;
+                    reply.encode(&inner.metrics, &response)
+                }
+                Err(error) => malformed(reply.key, error),
+            },
+            SupportedApi::ListPartitionReassignments => match frame.decode() {
+                Ok(request) => {
+                    let response = list_partition_reassignments::handle(&inner.metadata, request).await;
                     reply.encode(&inner.metrics, &response)
                 }
                 Err(error) => malformed(reply.key, error),

@@ -40,6 +40,10 @@ pub enum SupportedApi {
     ElectLeaders,
     /// Key 44.
     IncrementalAlterConfigs,
+    /// Key 45.
+    AlterPartitionReassignments,
+    /// Key 46.
+    ListPartitionReassignments,
     /// Key 55.
     DescribeQuorum,
     /// Key 60.
@@ -84,6 +88,8 @@ pub const SERVED: &[ServedApi] = &[
     served(SupportedApi::CreatePartitions, ApiKey::CreatePartitions, 0, 3),
     served(SupportedApi::ElectLeaders, ApiKey::ElectLeaders, 0, 2),
     served(SupportedApi::IncrementalAlterConfigs, ApiKey::IncrementalAlterConfigs, 0, 1),
+    served(SupportedApi::AlterPartitionReassignments, ApiKey::AlterPartitionReassignments, 0, 1),
+    served(SupportedApi::ListPartitionReassignments, ApiKey::ListPartitionReassignments, 0, 0),
     served(SupportedApi::DescribeQuorum, ApiKey::DescribeQuorum, 0, 2),
     served(SupportedApi::DescribeCluster, ApiKey::DescribeCluster, 0, 2),
     served(SupportedApi::DescribeTopicPartitions, ApiKey::DescribeTopicPartitions, 0, 0),

@@ -117,6 +117,8 @@ mod tests {
                 .collect(),
             isr: isr.to_vec(),
             elr: Vec::new(),
+            adding: Vec::new(),
+            removing: Vec::new(),
             leader,
             leader_epoch: 0,
             partition_epoch: 0,

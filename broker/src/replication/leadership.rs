@@ -28,7 +28,7 @@ pub struct LeaderAssignment {
     /// The other replicas.
     pub followers: Vec<Member>,
     /// In-sync replicas below which the high watermark stands still: `min.insync.replicas`, but never more than there
-    /// are replicas.
+    /// are replicas, those that are being added not counted.
     pub min_isr: usize,
 }
 

@@ -1,7 +1,7 @@
 //! Partitions hosted by this broker: leadership, appends, reads, and the requests that wait for them.
 //!
 //! [`ReplicaManager`] follows the metadata image: it opens the logs of partitions that have a replica here, leads or
-//! follows as the image says, and deletes logs of topics that are gone. [`Partition`] is one of them. What a client
+//! follows as the image says, and deletes logs of topics that are gone and of replicas that were taken away. [`Partition`] is one of them. What a client
 //! sends is judged in [`validate`] and [`producer_state`], which know no log.
 //!
 //! Kafka's model of replication: followers fetch from the leader (`fetcher` there, `sessions` here), the leader keeps
@@ -31,6 +31,12 @@ mod watermark;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests may panic")]
 mod fleet_test;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod reassignment_test;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod test_fleet;
 
 use std::time::Duration;
 

@@ -94,6 +94,9 @@ pub struct Partition {
 #[derive(Debug)]
 struct State {
     role: Role,
+    /// While it leads: first epoch since which nobody else has led. An epoch that follows directly on one in which this
+    /// broker led is such a one; it begins when a replica is taken away.
+    led_since: i32,
     settings: Arc<TopicSettings>,
     producers: ProducerStates,
     /// States of the producers at earlier log ends, oldest first.
@@ -241,7 +244,7 @@ impl Partition {
         let snapshots: VecDeque<_> = opened.state.into_iter().collect();
         let producers = producers_at(id, opened.log.as_ref(), &snapshots, ends.log_end, now_ms)?;
         let role = Role { leader_epoch: -1, leads: false, follows: None };
-        let state = Mutex::new(State { role, settings, producers, snapshots });
+        let state = Mutex::new(State { role, led_since: -1, settings, producers, snapshots });
         Ok(Self { id, log: opened.log, watermark, state })
     }
 
@@ -267,6 +270,10 @@ impl Partition {
         let before = {
             let mut state = self.state.lock();
             let before = std::mem::replace(&mut state.role, role);
+            let goes_on = before.leads && role.leader_epoch <= before.leader_epoch.saturating_add(1);
+            if !goes_on {
+                state.led_since = role.leader_epoch;
+            }
             match assignment {
                 Assignment::Leads(assignment) => {
                     if before != role {
@@ -354,8 +361,11 @@ impl Partition {
     /// How far an append has come that waits for `acks` (P11).
     pub fn progress(&self, appended: &Appended, acks: RequiredAcks) -> Progress {
         // First: an offset that another leader has written meanwhile is not this append.
-        let role = self.role();
-        if !role.leads || role.leader_epoch != appended.leader_epoch {
+        let (role, led_since) = {
+            let state = self.state.lock();
+            (state.role, state.led_since)
+        };
+        if !role.leads || appended.leader_epoch < led_since {
             return Progress::Failed(ErrorCode::NotLeaderOrFollower);
         }
         let end = match acks {
