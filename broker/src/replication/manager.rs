@@ -34,10 +34,11 @@ use super::partition::{Appended, Assignment, Bounds, Partition, Progress, storag
 use super::peers::Peers;
 use super::proposals::{self, Proposals};
 use super::sessions::{FollowerSessions, Host};
+use super::throttle::Quota;
 use super::validate::{Rejection, ValidatedBatch, validate};
 use super::{
     FetchPartition, FetchRequestPlan, FetchedPartition, FoundOffset, LeaderHint, OffsetQuery, ProduceOutcome,
-    ProducePartition, RequiredAcks, TopicSettings,
+    ProducePartition, RequiredAcks, ThrottleRates, TopicSettings,
 };
 use crate::metadata::image::{
     BrokerId, BrokerImage, MetadataImage, NO_LEADER, PartitionImage, Replica, TopicIdPartition, TopicImage,
@@ -68,6 +69,8 @@ pub struct ReplicaManagerOptions {
     pub caught_up: watch::Receiver<bool>,
     /// Settings of a topic.
     pub topic_settings: Arc<dyn Fn(&TopicImage) -> TopicSettings + Send + Sync>,
+    /// How fast replicas are filled that are throttled, as an image has it for this broker.
+    pub throttle_rates: Arc<dyn Fn(&MetadataImage) -> ThrottleRates + Send + Sync>,
     /// Leaders on other brokers, and the controller.
     pub peers: Arc<dyn Peers>,
     /// Whether leaders send clients to followers in their rack (`replica.selector.class`).
@@ -116,6 +119,8 @@ pub(super) struct Inner {
     /// Leaders that are fetched from.
     fetchers: Fetchers,
     pub(super) proposals: Proposals,
+    /// Of throttled replicas here; that of leaders here is with the sessions.
+    pub(super) follower_quota: Mutex<Quota>,
 }
 
 #[derive(Clone, Debug)]
@@ -171,6 +176,7 @@ impl ReplicaManager {
             sessions: FollowerSessions::default(),
             fetchers: Fetchers::default(),
             proposals: Proposals::default(),
+            follower_quota: Mutex::default(),
         });
         inner.tasks.spawn(follow_image(Arc::clone(&inner)));
         inner.tasks.spawn(delete_old_segments(Arc::clone(&inner)));
@@ -265,6 +271,10 @@ impl ReplicaManager {
         }
     }
 
+    pub(super) fn options(&self) -> &ReplicaManagerOptions {
+        &self.inner.options
+    }
+
     /// Answers a follower's fetch; waits for something new as long as the call says. Dropping the future ends the wait,
     /// and the follower has to begin another session.
     pub async fn serve_follower(&self, call: ReplicaFetchCall) -> ReplicaFetchAnswer {
@@ -345,6 +355,15 @@ impl ReplicaManager {
                 },
             })
             .collect()
+    }
+
+    /// Whether this rate is limited here, by the key that sets it.
+    #[cfg(test)]
+    pub(super) fn is_throttled(&self, key: &str) -> bool {
+        match key {
+            "leader.replication.throttled.rate" => self.inner.sessions.is_throttled(),
+            _ => self.inner.follower_quota.lock().is_limited(),
+        }
     }
 
     /// Logs on the volume, open or not.
@@ -733,6 +752,12 @@ impl Inner {
         }
     }
 
+    fn set_throttle_rates(&self, image: &MetadataImage) {
+        let (rates, now) = ((self.options.throttle_rates)(image), Instant::now());
+        self.sessions.set_rate(rates.leader, now);
+        self.follower_quota.lock().set_rate(rates.follower, now);
+    }
+
     /// Carries out the difference between two images. Blocks on the disk.
     fn apply(self: &Arc<Self>, before: Option<&MetadataImage>, image: &MetadataImage, caught_up: bool) {
         let none = BTreeMap::new();
@@ -1023,6 +1048,7 @@ async fn follow_image(inner: Arc<Inner>) {
         caught_up |= *caught_up_watch.borrow_and_update();
         let image = Arc::clone(&images.borrow_and_update());
         let (next, previous) = (Arc::clone(&image), before.take());
+        inner.set_throttle_rates(&image);
         blocking(&inner, move |inner| {
             if caught_up && !was_caught_up {
                 // Roles were held back until now, so every topic is looked at again.

@@ -100,6 +100,7 @@ impl Broker {
             images: images.subscribe(),
             caught_up: caught_up.subscribe(),
             topic_settings: Arc::new(move |_| settings.clone()),
+            throttle_rates: Arc::new(|_| ThrottleRates::default()),
             peers: Arc::new(NoPeers),
             rack_aware_reads: true,
             replica_lag: Duration::from_secs(30),

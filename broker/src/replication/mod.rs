@@ -6,7 +6,8 @@
 //!
 //! Kafka's model of replication: followers fetch from the leader (`fetcher` there, `sessions` here), the leader keeps
 //! track of them (`leadership`, pure), the high watermark is the lowest durable end of the in-sync replicas
-//! (`watermark`), and changes of the in-sync replicas are proposed to the controller (`proposals`).
+//! (`watermark`), and changes of the in-sync replicas are proposed to the controller (`proposals`). Filling replicas that
+//! are not in sync can be throttled at either side ([`throttle`]).
 //!
 //! Invariants:
 //! - A produce request with acks=all is answered with success only when its records are below the high watermark, that
@@ -22,8 +23,10 @@ pub mod manager;
 pub mod partition;
 pub mod peers;
 pub mod producer_state;
+mod progress;
 mod proposals;
 mod sessions;
+mod throttle;
 pub mod validate;
 mod waiters;
 mod watermark;
@@ -50,6 +53,8 @@ use crate::storage::{EpochEnd, LogSettings};
 pub use leadership::{LeaderAssignment, Member, Proposal};
 pub use manager::{HostedLog, PendingProduce, ReplicaManager, ReplicaManagerOptions};
 pub use partition::Partition;
+pub use progress::{Progress, ReplicaProgress};
+pub use throttle::{ThrottleRates, ThrottledReplicas};
 pub use validate::RecordError;
 
 /// Settings of a topic, as far as its partitions need them.
@@ -71,6 +76,12 @@ pub struct TopicSettings {
     pub timestamp_after_max_ms: i64,
     /// In-sync replicas that acks=all needs (`min.insync.replicas`).
     pub min_insync_replicas: usize,
+    /// Replicas whose reads from their leader are throttled, named by partition and leader
+    /// (`leader.replication.throttled.replicas`).
+    pub leader_throttled: ThrottledReplicas,
+    /// Replicas whose fetching is throttled, named by partition and follower
+    /// (`follower.replication.throttled.replicas`).
+    pub follower_throttled: ThrottledReplicas,
 }
 
 /// Kafka's defaults.
@@ -85,6 +96,8 @@ impl Default for TopicSettings {
             timestamp_before_max_ms: i64::MAX,
             timestamp_after_max_ms: 3_600_000,
             min_insync_replicas: 1,
+            leader_throttled: ThrottledReplicas::None,
+            follower_throttled: ThrottledReplicas::None,
         }
     }
 }

@@ -47,8 +47,8 @@ async fn until_moved(fleet: &Fleet, target: &[BrokerId]) {
 
 async fn until_no_log(fleet: &Fleet, brokers: &[BrokerId]) {
     for broker_id in brokers {
-        fleet.wait(&format!("no log on broker {broker_id}"), || stored(fleet, *broker_id) == 0).await;
-        assert!(fleet.manager(*broker_id).partition(ID).is_none());
+        let gone = || stored(fleet, *broker_id) == 0 && fleet.manager(*broker_id).partition(ID).is_none();
+        fleet.wait(&format!("no log on broker {broker_id}"), gone).await;
     }
 }
 
@@ -201,4 +201,51 @@ async fn a_broker_that_was_down_when_its_replica_went_deletes_the_log_when_it_is
     assert_eq!(alter(&fleet, Some(&[1, 2])), ErrorCode::None);
     fleet.start_broker(3);
     until_no_log(&fleet, &[3]).await;
+}
+
+/// While throttled replicas get nothing, those in sync get everything, and clients do not notice.
+async fn is_filled_only_when_its_rate_allows_it(settings: TopicSettings, key: &str) {
+    let fleet = Fleet::start_controlled(settings, 4, 3).await;
+    fleet.produce(1, batch(1, &[7; 10_000])).await;
+    fleet.set_rate(key, 0);
+    for broker_id in 1..=4 {
+        fleet.wait("the rate to be known", || fleet.manager(broker_id).is_throttled(key)).await;
+    }
+    assert_eq!(alter(&fleet, Some(&[1, 2, 3, 4])), ErrorCode::None);
+    fleet.until(4, |it| it.role().follows == Some(1)).await;
+    for _ in 0..20 {
+        fleet.produce(1, batch(1, &[7; 10_000])).await;
+    }
+    assert_eq!(fleet.ends(4).log_end, 0);
+    assert_eq!(fleet.shared.state().isr, [1, 2, 3]);
+    // Any broker can say how far it is.
+    for broker_id in 1..=4 {
+        let Progress { replicas, silent } = fleet.manager(broker_id).progress().await;
+        let done: Vec<_> = replicas.iter().map(|it| (it.broker_id, it.bytes_done > 200_000)).collect();
+        assert_eq!((done, silent.len()), (vec![(2, true), (3, true), (4, false)], 0));
+        let fourth = &replicas[2];
+        assert_eq!((fourth.bytes_done, fourth.bytes_per_second), (0, 0));
+        assert_eq!(fourth.bytes_left, fleet.partition(1).log().size());
+    }
+    // Enough for some batches a second at first.
+    fleet.set_rate(key, 50_000);
+    fleet.until(4, |it| it.log().ends().log_end > 0).await;
+    fleet.set_rate(key, u64::MAX);
+    until_moved(&fleet, &[1, 2, 3, 4]).await;
+    fleet.until_equal(&[1, 4]).await;
+    assert!(smallest_isr(&fleet) >= 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_throttled_leader_fills_replicas_that_are_not_in_sync_only_when_its_rate_allows_it() {
+    let leader_throttled = ThrottledReplicas::Listed(vec![(0, 1)]);
+    let settings = TopicSettings { leader_throttled, ..TopicSettings::default() };
+    is_filled_only_when_its_rate_allows_it(settings, "leader.replication.throttled.rate").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_throttled_follower_that_is_not_in_sync_fetches_only_when_its_rate_allows_it() {
+    let follower_throttled = ThrottledReplicas::All;
+    let settings = TopicSettings { follower_throttled, ..TopicSettings::default() };
+    is_filled_only_when_its_rate_allows_it(settings, "follower.replication.throttled.rate").await;
 }

@@ -7,6 +7,9 @@
 //!
 //! Records wake a waiting call at once. A high watermark alone waits a moment for records to travel with: nobody but
 //! readers of followers needs it.
+//!
+//! Partitions that are throttled here are passed over while the rate is used up, for followers that are not in sync
+//! (KIP-73); what in-sync ones get of them counts for the rate all the same. They are looked at again when it allows it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -20,6 +23,7 @@ use tokio::time::Instant;
 
 use super::leadership::Proposal;
 use super::partition::{FollowerView, Partition};
+use super::throttle::Quota;
 use crate::metadata::image::{BrokerId, TopicIdPartition};
 use crate::schema::internal::replica_fetch_answer::FetchedReplica;
 use crate::schema::internal::replica_fetch_call::FollowedPartition;
@@ -101,6 +105,7 @@ impl FollowerSignal {
 #[derive(Debug, Default)]
 pub(super) struct FollowerSessions {
     sessions: Mutex<HashMap<BrokerId, Handle>>,
+    quota: Arc<Mutex<Quota>>,
 }
 
 #[derive(Clone, Debug)]
@@ -117,6 +122,16 @@ struct Session {
     next_epoch: i32,
     signal: Arc<FollowerSignal>,
     partitions: HashMap<TopicIdPartition, Followed>,
+    quota: Arc<Mutex<Quota>>,
+}
+
+/// What there is for a follower.
+struct Look {
+    answer: Vec<FetchedReplica>,
+    /// Whether it is worth saying at once.
+    is_loud: bool,
+    /// Time after which there may be more, as the throttle held something back.
+    pause: Option<Duration>,
 }
 
 /// A partition of a session.
@@ -179,6 +194,16 @@ impl FollowerSessions {
         session.wait(deadline, max_bytes).await
     }
 
+    /// Sets the rate of throttled partitions, in bytes per second.
+    pub(super) fn set_rate(&self, rate: u64, now: Instant) {
+        self.quota.lock().set_rate(rate, now);
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_throttled(&self) -> bool {
+        self.quota.lock().is_limited()
+    }
+
     /// Whether a call of the follower came within `limit`.
     pub(super) fn is_alive(&self, follower: BrokerId, limit: Duration) -> bool {
         self.sessions.lock().get(&follower).is_some_and(|handle| handle.last_call.elapsed() <= limit)
@@ -198,6 +223,7 @@ impl FollowerSessions {
             next_epoch: BEGIN,
             signal: Arc::clone(&signal),
             partitions: HashMap::new(),
+            quota: Arc::clone(&self.quota),
         };
         let session = Arc::new(tokio::sync::Mutex::new(session));
         let handle = Handle { signal, session, last_call: Instant::now() };
@@ -271,7 +297,7 @@ impl Session {
         let mut deadline = deadline;
         loop {
             let marked = self.signal.take();
-            let (answer, is_loud) = self.look(marked, max_bytes).await;
+            let Look { answer, is_loud, pause } = self.look(marked, max_bytes).await;
             let now = Instant::now();
             let woken = self.signal.woken.swap(false, Ordering::AcqRel);
             if is_loud || woken || self.signal.is_ended() || now >= deadline {
@@ -284,17 +310,15 @@ impl Session {
                 deadline = deadline.min(now + QUIET_WAIT);
             }
             // At the deadline it looks once more.
-            let _ = tokio::time::timeout_at(deadline, self.signal.changed.notified()).await;
+            let until = pause.map_or(deadline, |pause| deadline.min(now + pause));
+            let _ = tokio::time::timeout_at(until, self.signal.changed.notified()).await;
         }
     }
 
-    /// What there is to say about `marked`, and whether it is worth saying at once. What does not fit is marked again.
-    async fn look(
-        &self,
-        marked: VecDeque<TopicIdPartition>,
-        max_bytes: usize,
-    ) -> (Vec<FetchedReplica>, bool) {
+    /// What there is to say about `marked`. What does not fit is marked again.
+    async fn look(&self, marked: VecDeque<TopicIdPartition>, max_bytes: usize) -> Look {
         let mut answer = Vec::new();
+        let (mut held_back, mut pause) = (Vec::new(), None);
         let (mut left, mut is_loud) = (max_bytes, false);
         let mut marked = marked.into_iter();
         while let Some(id) = marked.next() {
@@ -304,6 +328,11 @@ impl Session {
                 self.signal
                     .put_back(std::iter::once(id).chain(marked.by_ref()).collect::<Vec<_>>().into_iter());
                 break;
+            }
+            if let Some(wait) = self.throttle(followed) {
+                held_back.push(id);
+                pause = Some(wait);
+                continue;
             }
             let finding = match find(id, followed, left, nothing_yet, true) {
                 Finding::Cold => {
@@ -328,11 +357,35 @@ impl Session {
                 Finding::Loud(found) => {
                     left = left.saturating_sub(found.records.len());
                     is_loud = true;
+                    self.count(followed, found.records.len());
                     answer.push(found);
                 }
             }
         }
-        (answer, is_loud)
+        self.signal.put_back(held_back.into_iter());
+        Look { answer, is_loud, pause }
+    }
+
+    /// How long the records of a partition are held back from this follower; `None` if they are not, or there are none.
+    fn throttle(&self, followed: &Followed) -> Option<Duration> {
+        let wait = self.quota.lock().wait(Instant::now())?;
+        let partition = followed.partition.as_ref().filter(|_| followed.refused.is_none())?;
+        let has_records = partition.log().ends().durable_end > followed.offset;
+        let held_back = has_records
+            && partition.is_throttled_leader()
+            && !partition.has_in_sync_follower(self.follower.0);
+        held_back.then_some(wait)
+    }
+
+    /// Takes note of records that go out.
+    fn count(&self, followed: &Followed, bytes: usize) {
+        let Some(partition) = followed.partition.as_ref().filter(|_| bytes > 0) else { return };
+        let now = Instant::now();
+        partition.sent_to_follower(self.follower.0, bytes, now);
+        let mut quota = self.quota.lock();
+        if quota.is_limited() && partition.is_throttled_leader() {
+            quota.record(bytes, now);
+        }
     }
 
     /// Remembers what the follower is told.

@@ -21,7 +21,7 @@ use crate::metadata::controller::{ControllerRequest, ControllerResponse, IsrChan
 use crate::metadata::image::{
     BrokerImage, MetadataImage, PartitionImage, Replica, TopicIdPartition, TopicImage,
 };
-use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall};
+use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall, ReplicaProgressAnswer};
 use crate::storage::batch::WholeBatches;
 use crate::storage::journal::{JournalStore, JournalStoreOptions};
 use crate::storage::{LogEnds, ReadRange};
@@ -111,6 +111,18 @@ impl Shared {
     }
 }
 
+/// Those that the image has for all brokers.
+fn throttle_rates(image: &MetadataImage) -> ThrottleRates {
+    let rate = |key: &str| {
+        let config = image.broker_configs.get(&None);
+        config.and_then(|config| config.get(key)).map_or(u64::MAX, |rate| rate.parse().unwrap())
+    };
+    ThrottleRates {
+        leader: rate("leader.replication.throttled.rate"),
+        follower: rate("follower.replication.throttled.rate"),
+    }
+}
+
 /// The fleet as one broker sees it.
 #[derive(Debug)]
 struct View {
@@ -132,6 +144,22 @@ impl Peers for View {
             let Some(manager) = manager.filter(|_| !gone()) else { return Err("no way".to_owned()) };
             let answer = manager.serve_follower(call).await;
             if gone() { Err("no way back".to_owned()) } else { Ok(answer) }
+        }
+        .boxed()
+    }
+
+    fn progress(
+        &self,
+        leader: &BrokerImage,
+        _timeout: Duration,
+    ) -> BoxFuture<'static, Result<ReplicaProgressAnswer, String>> {
+        let manager = self.shared.managers.lock().get(&leader.broker_id).cloned();
+        let is_gone = self.shared.is_cut_off(leader.broker_id);
+        async move {
+            match manager.filter(|_| !is_gone) {
+                Some(manager) => Ok(manager.serve_progress().await),
+                None => Err("no way".to_owned()),
+            }
         }
         .boxed()
     }
@@ -264,6 +292,7 @@ impl Fleet {
             images: self.shared.images[&broker_id].subscribe(),
             caught_up,
             topic_settings: Arc::new(move |_| settings.clone()),
+            throttle_rates: Arc::new(throttle_rates),
             peers: Arc::new(View { own: broker_id, shared: Arc::clone(&self.shared) }),
             rack_aware_reads: true,
             // Nobody is to leave the in-sync replicas because the machine is busy.
@@ -294,6 +323,13 @@ impl Fleet {
     pub(super) fn reconnect(&self, broker_id: BrokerId) {
         self.shared.cut_off.lock().remove(&broker_id);
         self.shared.images[&broker_id].send_replace(Arc::new(self.shared.image.lock().clone()));
+    }
+
+    /// Sets a rate of all brokers.
+    pub(super) fn set_rate(&self, key: &str, rate: u64) {
+        self.shared.edit(|image| {
+            image.broker_configs.entry(None).or_default().insert(key.to_owned(), rate.to_string());
+        });
     }
 
     pub(super) fn set_racks(&self, racks: &[(BrokerId, &str)]) {

@@ -367,4 +367,8 @@ pub trait PartitionLog: Send + Sync + std::fmt::Debug {
 
     /// Bytes stored.
     fn size(&self) -> u64;
+
+    /// Bytes stored of what lies below `offset`, as exactly as the index has it: batches that were written together count
+    /// as a whole or not at all. Blocks on the disk.
+    fn size_below(&self, offset: i64) -> Result<u64, StorageError>;
 }

@@ -597,6 +597,25 @@ impl PartitionLog for JournalLog {
     fn size(&self) -> u64 {
         self.state.lock().size()
     }
+
+    fn size_below(&self, offset: i64) -> Result<u64, StorageError> {
+        {
+            let state = self.state.lock();
+            if offset <= state.log_start {
+                return Ok(0);
+            }
+            if offset >= state.durable_end {
+                return Ok(state.size());
+            }
+        }
+        self.settle()?;
+        let placed = self.shared.index.run_at_or_before(self.partition, offset)?;
+        let state = self.state.lock();
+        let Some(run) = placed.map(|placed| placed.run) else { return Ok(0) };
+        let whole = run.next_offset() <= offset;
+        let end = run.log_position + if whole { u64::from(run.length) } else { 0 };
+        Ok(end.saturating_sub(state.first_byte).min(state.size()))
+    }
 }
 
 impl State {
