@@ -3,9 +3,10 @@
 use millrace_protocol::messages::{
     AlterPartitionReassignmentsResponse, ApiVersionsResponse, CreatePartitionsResponse, CreateTopicsResponse,
     DeleteRecordsResponse, DeleteTopicsResponse, DescribeClusterResponse, DescribeConfigsResponse,
-    DescribeQuorumResponse, DescribeTopicPartitionsResponse, ElectLeadersResponse, FetchResponse,
-    FindCoordinatorResponse, IncrementalAlterConfigsResponse, InitProducerIdResponse, ListOffsetsResponse,
-    ListPartitionReassignmentsResponse, MetadataResponse, OffsetForLeaderEpochResponse, ProduceResponse,
+    DescribeLogDirsResponse, DescribeQuorumResponse, DescribeTopicPartitionsResponse, ElectLeadersResponse,
+    FetchResponse, FindCoordinatorResponse, IncrementalAlterConfigsResponse, InitProducerIdResponse,
+    ListOffsetsResponse, ListPartitionReassignmentsResponse, MetadataResponse, OffsetForLeaderEpochResponse,
+    ProduceResponse,
 };
 
 /// An answer that can say which errors it holds.
@@ -70,6 +71,13 @@ impl ErrorCodes for FetchResponse {
     fn error_codes(&self, visit: &mut dyn FnMut(i16)) {
         visit(self.error_code);
         self.responses.iter().flat_map(|topic| &topic.partitions).for_each(|part| visit(part.error_code));
+    }
+}
+
+impl ErrorCodes for DescribeLogDirsResponse {
+    fn error_codes(&self, visit: &mut dyn FnMut(i16)) {
+        visit(self.error_code);
+        self.results.iter().for_each(|result| visit(result.error_code));
     }
 }
 

@@ -15,6 +15,7 @@ mod delete_records;
 mod delete_topics;
 mod describe_cluster;
 mod describe_configs;
+mod describe_log_dirs;
 mod describe_quorum;
 mod describe_topic_partitions;
 #[cfg(test)]
@@ -44,7 +45,9 @@ use bytes::BytesMut;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use millrace_protocol::frame::{self, RequestFrame};
-use millrace_protocol::messages::{FetchRequest, FetchResponse, ProduceRequest};
+use millrace_protocol::messages::{
+    DescribeLogDirsRequest, DescribeLogDirsResponse, FetchRequest, FetchResponse, ProduceRequest,
+};
 use millrace_protocol::{ApiKey, ErrorCode, Message, Request};
 use tokio_util::task::TaskTracker;
 
@@ -224,6 +227,13 @@ impl Api {
                 }
                 Err(error) => malformed(reply.key, error),
             },
+            SupportedApi::DescribeLogDirs => match frame.decode() {
+                Ok(request) => {
+                    let response = inner.describe_log_dirs(&image, &request).await;
+                    reply.encode(&inner.metrics, &response)
+                }
+                Err(error) => malformed(reply.key, error),
+            },
             SupportedApi::CreatePartitions => match frame.decode() {
                 Ok(request) => {
                     let response = create_partitions::handle(&inner.metadata, request).await;
@@ -295,6 +305,21 @@ impl Api {
 impl Inner {
     fn source<'a>(&'a self, image: &'a MetadataImage) -> Source<'a> {
         Source { image, config: &self.config, own_id: self.broker_id }
+    }
+
+    async fn describe_log_dirs(
+        &self,
+        image: &MetadataImage,
+        request: &DescribeLogDirsRequest,
+    ) -> DescribeLogDirsResponse {
+        let (directory, replicas) = (self.config.data_dir.clone(), self.replicas.clone());
+        let look = move || (describe_log_dirs::room(&directory), replicas.logs());
+        match tokio::task::spawn_blocking(look).await {
+            Ok((room, logs)) => describe_log_dirs::handle(image, &self.config.data_dir, &logs, room, request),
+            // Only a runtime that is shutting down cancels; nobody will read the answer.
+            Err(error) if error.is_cancelled() => DescribeLogDirsResponse::default(),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
     }
 
     async fn produce(

@@ -34,6 +34,8 @@ pub enum SupportedApi {
     OffsetForLeaderEpoch,
     /// Key 32.
     DescribeConfigs,
+    /// Key 35.
+    DescribeLogDirs,
     /// Key 37.
     CreatePartitions,
     /// Key 43.
@@ -85,6 +87,7 @@ pub const SERVED: &[ServedApi] = &[
     served(SupportedApi::InitProducerId, ApiKey::InitProducerId, 0, 5),
     served(SupportedApi::OffsetForLeaderEpoch, ApiKey::OffsetForLeaderEpoch, 2, 4),
     served(SupportedApi::DescribeConfigs, ApiKey::DescribeConfigs, 1, 4),
+    served(SupportedApi::DescribeLogDirs, ApiKey::DescribeLogDirs, 1, 5),
     served(SupportedApi::CreatePartitions, ApiKey::CreatePartitions, 0, 3),
     served(SupportedApi::ElectLeaders, ApiKey::ElectLeaders, 0, 2),
     served(SupportedApi::IncrementalAlterConfigs, ApiKey::IncrementalAlterConfigs, 0, 1),

@@ -319,6 +319,7 @@ impl Session {
     async fn look(&self, marked: VecDeque<TopicIdPartition>, max_bytes: usize) -> Look {
         let mut answer = Vec::new();
         let (mut held_back, mut pause) = (Vec::new(), None);
+        let is_limited = self.quota.lock().is_limited();
         let (mut left, mut is_loud) = (max_bytes, false);
         let mut marked = marked.into_iter();
         while let Some(id) = marked.next() {
@@ -329,7 +330,7 @@ impl Session {
                     .put_back(std::iter::once(id).chain(marked.by_ref()).collect::<Vec<_>>().into_iter());
                 break;
             }
-            if let Some(wait) = self.throttle(followed) {
+            if is_limited && let Some(wait) = self.throttle(followed) {
                 held_back.push(id);
                 pause = Some(wait);
                 continue;
@@ -357,7 +358,7 @@ impl Session {
                 Finding::Loud(found) => {
                     left = left.saturating_sub(found.records.len());
                     is_loud = true;
-                    self.count(followed, found.records.len());
+                    self.count(followed, found.records.len(), is_limited);
                     answer.push(found);
                 }
             }
@@ -378,13 +379,12 @@ impl Session {
     }
 
     /// Takes note of records that go out.
-    fn count(&self, followed: &Followed, bytes: usize) {
+    fn count(&self, followed: &Followed, bytes: usize, is_limited: bool) {
         let Some(partition) = followed.partition.as_ref().filter(|_| bytes > 0) else { return };
         let now = Instant::now();
         partition.sent_to_follower(self.follower.0, bytes, now);
-        let mut quota = self.quota.lock();
-        if quota.is_limited() && partition.is_throttled_leader() {
-            quota.record(bytes, now);
+        if is_limited && partition.is_throttled_leader() {
+            self.quota.lock().record(bytes, now);
         }
     }
 
