@@ -7,7 +7,7 @@
 //! Kafka's model of replication: followers fetch from the leader (`fetcher` there, `sessions` here), the leader keeps
 //! track of them (`leadership`, pure), the high watermark is the lowest durable end of the in-sync replicas
 //! (`watermark`), and changes of the in-sync replicas are proposed to the controller (`proposals`). Filling replicas that
-//! are not in sync can be throttled at either side ([`throttle`]).
+//! are not in sync can be throttled at either side (`throttle`).
 //!
 //! Invariants:
 //! - A produce request with acks=all is answered with success only when its records are below the high watermark, that
