@@ -174,3 +174,34 @@ fn a_broker_that_was_down_when_a_replica_left_it_catches_up_with_that() {
     until_moved(&fleet, asked, &[id(others[0])]);
     produce(&fleet, asked);
 }
+
+#[test]
+#[ignore = "a measurement"]
+fn how_long_a_throttled_move_takes() {
+    let fleet = Fleet::start(3);
+    create_topic(&fleet.address(0), &[0, 1]);
+    for _ in 0..200 {
+        produce(&fleet, 0);
+    }
+    for (side, rate) in [("leader", "2000000"), ("follower", "4000000")] {
+        let address = fleet.address(0);
+        set(&address, true, &format!("{side}.replication.throttled.replicas"), Some("*"));
+        set(&address, false, &format!("{side}.replication.throttled.rate"), Some(rate));
+        let target = if side == "leader" { [0, 2] } else { [0, 1] };
+        let began = std::time::Instant::now();
+        assert_eq!(reassign(&address, Some(target.to_vec())), 0);
+        let mut shown = 0;
+        until("the partition to have moved", || {
+            let view = reassignments(&fleet, 1)?;
+            if began.elapsed().as_secs() > shown {
+                shown += 1;
+                let (left, rate, eta) = (&view["bytesLeft"], &view["bytesPerSecond"], &view["etaMs"]);
+                eprintln!("{side}, after {:.1?}: {left} left, {rate} B/s, {eta} ms to go", began.elapsed());
+            }
+            (partition(&address)?.replica_nodes == target).then_some(())
+        });
+        eprintln!("{side} at {rate} B/s: 20 MB in {:.1?}", began.elapsed());
+        set(&address, false, &format!("{side}.replication.throttled.rate"), None);
+        set(&address, true, &format!("{side}.replication.throttled.replicas"), None);
+    }
+}
