@@ -125,6 +125,14 @@ struct Session {
     quota: Arc<Mutex<Quota>>,
 }
 
+/// What becomes of the records of a throttled partition.
+enum Throttled {
+    /// They are held back for this long.
+    Wait(Duration),
+    /// Up to so many bytes may go.
+    Portion(usize),
+}
+
 /// What there is for a follower.
 struct Look {
     answer: Vec<FetchedReplica>,
@@ -330,15 +338,19 @@ impl Session {
                     .put_back(std::iter::once(id).chain(marked.by_ref()).collect::<Vec<_>>().into_iter());
                 break;
             }
-            if is_limited && let Some(wait) = self.throttle(followed) {
-                held_back.push(id);
-                pause = Some(wait);
-                continue;
-            }
-            let finding = match find(id, followed, left, nothing_yet, true) {
+            let portion = match is_limited.then(|| self.throttle(followed)).flatten() {
+                None => left,
+                Some(Throttled::Portion(bytes)) => left.min(bytes),
+                Some(Throttled::Wait(wait)) => {
+                    held_back.push(id);
+                    pause = Some(wait);
+                    continue;
+                }
+            };
+            let finding = match find(id, followed, portion, nothing_yet, true) {
                 Finding::Cold => {
                     let followed = followed.clone();
-                    let cold = move || find(id, &followed, left, nothing_yet, false);
+                    let cold = move || find(id, &followed, portion, nothing_yet, false);
                     match tokio::task::spawn_blocking(cold).await {
                         Ok(finding) => finding,
                         Err(error) if error.is_cancelled() => Finding::Nothing,
@@ -349,6 +361,8 @@ impl Session {
             };
             match finding {
                 Finding::Nothing | Finding::Cold => {}
+                // It comes first in the next answer, whatever its size.
+                Finding::DoesNotFit if portion < left => held_back.push(id),
                 Finding::DoesNotFit => {
                     self.signal
                         .put_back(std::iter::once(id).chain(marked.by_ref()).collect::<Vec<_>>().into_iter());
@@ -367,15 +381,20 @@ impl Session {
         Look { answer, is_loud, pause }
     }
 
-    /// How long the records of a partition are held back from this follower; `None` if they are not, or there are none.
-    fn throttle(&self, followed: &Followed) -> Option<Duration> {
-        let wait = self.quota.lock().wait(Instant::now())?;
+    /// What the throttle says to the records of a partition for this follower; `None` if it does not concern them, or
+    /// there are none.
+    fn throttle(&self, followed: &Followed) -> Option<Throttled> {
         let partition = followed.partition.as_ref().filter(|_| followed.refused.is_none())?;
         let has_records = partition.log().ends().durable_end > followed.offset;
-        let held_back = has_records
+        let concerned = has_records
             && partition.is_throttled_leader()
             && !partition.has_in_sync_follower(self.follower.0);
-        held_back.then_some(wait)
+        let quota = self.quota.lock();
+        let verdict = || match quota.wait(Instant::now()) {
+            Some(wait) => Throttled::Wait(wait),
+            None => Throttled::Portion(quota.portion()),
+        };
+        concerned.then(verdict)
     }
 
     /// Takes note of records that go out.

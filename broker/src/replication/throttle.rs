@@ -13,6 +13,9 @@ use crate::metadata::image::BrokerId;
 /// Time whose bytes may be sent at once after a quiet time.
 const BURST: Duration = Duration::from_secs(1);
 
+/// Time whose bytes go into one answer, unless a single batch is more: a second's worth at once would be felt.
+const PORTION: Duration = Duration::from_millis(250);
+
 /// Longest wait told: a rate may be raised meanwhile, and nobody who waits hears of that.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
@@ -117,6 +120,12 @@ impl Quota {
         }
         let wait = self.paid_at?.saturating_duration_since(now);
         (!wait.is_zero()).then(|| wait.min(LONGEST_WAIT))
+    }
+
+    /// Most bytes that one answer should have.
+    pub(super) fn portion(&self) -> usize {
+        let portion = u128::from(self.rate) * PORTION.as_millis() / 1_000;
+        usize::try_from(portion).unwrap_or(usize::MAX)
     }
 
     /// Takes note of bytes that were sent, allowed or not.
@@ -241,9 +250,9 @@ mod tests {
         quota.record(1_600, now);
         assert_eq!(quota.wait(now), Some(Duration::from_millis(600)));
         quota.set_rate(6_000, now);
-        assert_eq!(quota.wait(now), Some(Duration::from_millis(100)));
+        assert_eq!((quota.wait(now), quota.portion()), (Some(Duration::from_millis(100)), 1_500));
         quota.set_rate(u64::MAX, now);
-        assert_eq!(quota.wait(now), None);
+        assert_eq!((quota.wait(now), quota.is_limited()), (None, false));
     }
 
     #[test]
