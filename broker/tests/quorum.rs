@@ -5,17 +5,13 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
-use millrace_protocol::frame;
 use millrace_protocol::messages::CreateTopicsRequest;
 use millrace_protocol::messages::create_topics_request::CreatableTopic;
 use serde_json::{Value, json};
 
-use support::{Fleet, FleetPlan, until};
+use support::{Fleet, FleetPlan, ask, until};
 
 /// Timeouts that no test waits for: what happens before was not caused by silence.
 const ENDLESS: [&str; 2] = ["broker.session.timeout.ms=600000", "controller.quorum.fetch.timeout.ms=300000"];
@@ -85,17 +81,7 @@ fn create_topic(address: &str, name: &str) -> i16 {
     let topic =
         CreatableTopic { name: name.into(), num_partitions: 1, replication_factor: 1, ..Default::default() };
     let request = CreateTopicsRequest { topics: vec![topic], timeout_ms: 5000, ..Default::default() };
-    let mut bytes = BytesMut::new();
-    frame::encode_request(&mut bytes, 7, 1, Some("test"), &request).unwrap();
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    stream.write_all(&bytes).unwrap();
-    let mut length = [0; 4];
-    stream.read_exact(&mut length).unwrap();
-    let mut answer = vec![0; usize::try_from(i32::from_be_bytes(length)).unwrap()];
-    stream.read_exact(&mut answer).unwrap();
-    let (_, response) = frame::decode_response::<CreateTopicsRequest>(answer.into(), 7).unwrap();
-    response.topics[0].error_code
+    ask(address, 7, &request).topics[0].error_code
 }
 
 #[test]

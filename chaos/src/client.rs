@@ -5,11 +5,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::{Bytes, BytesMut};
+use millrace_protocol::messages::alter_partition_reassignments_request::{
+    ReassignablePartition, ReassignableTopic,
+};
 use millrace_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use millrace_protocol::messages::delete_topics_request::DeleteTopicState;
 use millrace_protocol::messages::metadata_request::MetadataRequestTopic;
 use millrace_protocol::messages::{
-    CreateTopicsRequest, DeleteTopicsRequest, InitProducerIdRequest, MetadataRequest, MetadataResponse,
+    AlterPartitionReassignmentsRequest, CreateTopicsRequest, DeleteTopicsRequest, InitProducerIdRequest,
+    MetadataRequest, MetadataResponse,
 };
 use millrace_protocol::{ErrorCode, Request, frame};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -27,6 +31,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const METADATA_VERSION: i16 = 12;
 const CREATE_TOPICS_VERSION: i16 = 7;
 const DELETE_TOPICS_VERSION: i16 = 6;
+const ALTER_PARTITION_REASSIGNMENTS_VERSION: i16 = 1;
 const INIT_PRODUCER_ID_VERSION: i16 = 4;
 
 /// One connection to a broker.
@@ -128,6 +133,31 @@ impl Connection {
         let answer = self.call(INIT_PRODUCER_ID_VERSION, &request, within).await?;
         check(answer.error_code)?;
         Ok((answer.producer_id, answer.producer_epoch))
+    }
+
+    /// Gives a partition other replicas, or cancels that (`None`).
+    ///
+    /// # Errors
+    /// See [`call`](Self::call); the broker refuses the whole request.
+    pub async fn reassign(
+        &mut self,
+        topic: &str,
+        partition_index: i32,
+        replicas: Option<Vec<i32>>,
+        within: Duration,
+    ) -> Result<ErrorCode> {
+        let partition = ReassignablePartition { partition_index, replicas, ..Default::default() };
+        let topic =
+            ReassignableTopic { name: topic.into(), partitions: vec![partition], ..Default::default() };
+        let request = AlterPartitionReassignmentsRequest {
+            topics: vec![topic],
+            timeout_ms: i32::try_from(within.as_millis()).unwrap_or(i32::MAX),
+            ..Default::default()
+        };
+        let answer = self.call(ALTER_PARTITION_REASSIGNMENTS_VERSION, &request, within).await?;
+        check(answer.error_code)?;
+        let result = answer.responses.first().and_then(|topic| topic.partitions.first());
+        error_code(result.context("the answer names no partition")?.error_code)
     }
 
     /// Creates a topic.

@@ -271,6 +271,7 @@ fn workload_plan(args: &FailoverArgs) -> WorkloadPlan {
         seed: 1,
         retry_backoff: RETRY_BACKOFF,
         churn: None,
+        moves: None,
     }
 }
 

@@ -16,6 +16,7 @@ use crate::checks::wait_until_converged;
 use crate::client::Topic;
 use crate::fleet::{DEADLINE, Fleet, FleetPlan, broker_folder, network};
 use crate::nemesis::{Kind, Nemesis, Schedule, Shape};
+use crate::workload::moves::Replicas;
 use crate::workload::{Settled, Workload, WorkloadPlan};
 use crate::world;
 
@@ -182,6 +183,7 @@ struct Figures {
     acknowledged: u64,
     read: u64,
     retries: u64,
+    moves: u64,
     errors: BTreeMap<&'static str, u64>,
 }
 
@@ -191,6 +193,7 @@ impl Figures {
         self.acknowledged += other.acknowledged;
         self.read += other.read;
         self.retries += other.retries;
+        self.moves += other.moves;
         for (name, count) in &other.errors {
             *self.errors.entry(name).or_default() += count;
         }
@@ -201,8 +204,8 @@ impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} faults, {} records acknowledged, {} read, {} retries, errors {:?}",
-            self.faults, self.acknowledged, self.read, self.retries, self.errors
+            "{} faults, {} reassignments, {} records acknowledged, {} read, {} retries, errors {:?}",
+            self.faults, self.moves, self.acknowledged, self.read, self.retries, self.errors
         )
     }
 }
@@ -248,6 +251,7 @@ async fn round(args: &RunArgs, seed: u64, schedule: &Schedule) -> Result<(Figure
         acknowledged: ledger.acknowledged_records(),
         read: shared.counters.read.load(Ordering::Relaxed),
         retries: shared.counters.retries.load(Ordering::Relaxed),
+        moves: shared.counters.moves.load(Ordering::Relaxed),
         errors: shared.counters.take_errors(),
     };
     let findings = ledger.findings();
@@ -375,6 +379,7 @@ fn workload_plan(args: &RunArgs, seed: u64, schedule: &Schedule) -> WorkloadPlan
         seed,
         retry_backoff: Duration::from_millis(50),
         churn: Some(replicas),
+        moves: Some(Replicas { least: args.size.replicas.div_ceil(2), most: args.size.replicas }),
     }
 }
 

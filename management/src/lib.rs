@@ -112,6 +112,66 @@ pub struct QuorumView {
     pub learners: BTreeSet<String>,
 }
 
+/// Reassignments under way, and how far they are: `GET /v1/reassignments`.
+///
+/// Leaders know how far their followers are; the broker that answers asks them all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReassignmentsView {
+    /// Partitions under reassignment, by topic name and number.
+    pub partitions: Vec<ReassignmentView>,
+    /// Bytes that replicas being filled have already, as far as they are known.
+    pub bytes_done: u64,
+    /// Bytes that they do not have yet, as far as that is known.
+    pub bytes_left: u64,
+    /// Bytes per second that they are sent, over the last ten seconds.
+    pub bytes_per_second: u64,
+    /// Milliseconds until the last of them has everything at this rate; `None` while one stands still or is not known.
+    pub eta_ms: Option<u64>,
+    /// Leaders that did not answer, by broker id.
+    pub silent_leaders: Vec<i32>,
+}
+
+/// One partition under reassignment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReassignmentView {
+    /// Kafka topic name.
+    pub topic: String,
+    /// Partition number.
+    pub partition: i32,
+    /// Leading broker, if there is one.
+    pub leader: Option<i32>,
+    /// All replicas: those of the target first, then those that go.
+    pub replicas: Vec<i32>,
+    /// Replicas that the reassignment has brought.
+    pub adding: Vec<i32>,
+    /// Replicas that go when it is complete.
+    pub removing: Vec<i32>,
+    /// In-sync replicas.
+    pub in_sync: Vec<i32>,
+    /// Replicas of the target that were brought or are not in sync.
+    pub filling: Vec<FillingReplica>,
+}
+
+/// A replica that is being filled. What its leader has not told is `None`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FillingReplica {
+    /// Broker.
+    pub broker_id: i32,
+    /// Whether it is in sync already.
+    pub in_sync: bool,
+    /// Bytes of the leader's log that are on its disk.
+    pub bytes_done: Option<u64>,
+    /// Bytes that are not.
+    pub bytes_left: Option<u64>,
+    /// Bytes per second that it was sent, over the last ten seconds.
+    pub bytes_per_second: Option<u64>,
+    /// Milliseconds until it has everything at this rate; `None` while it stands still.
+    pub eta_ms: Option<u64>,
+}
+
 /// Tells the controller where a broker runs: `PUT /v1/brokers/{id}/rack`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -174,11 +234,11 @@ pub struct TopicView {
     pub owner: Option<TopicOwner>,
     /// Number of partitions.
     pub partitions: i32,
-    /// Replicas per partition; the smallest where they differ.
+    /// Replicas per partition; the smallest where they differ. Of partitions under reassignment, those of the target.
     pub replicas: i16,
     /// Partitions without a leader.
     pub offline_partitions: i32,
-    /// Partitions with fewer in-sync replicas than assigned ones.
+    /// Partitions with fewer in-sync replicas than assigned ones, replicas that are being added not counted.
     pub under_replicated_partitions: i32,
     /// Dynamic topic configuration.
     pub config: BTreeMap<String, String>,

@@ -30,7 +30,7 @@ use crate::config::BrokerConfig;
 use crate::metadata::MetadataHandle;
 use crate::metrics::Metrics;
 use crate::replication::peers::NoPeers;
-use crate::replication::{ReplicaManager, ReplicaManagerOptions, TopicSettings};
+use crate::replication::{ReplicaManager, ReplicaManagerOptions, ThrottleRates, TopicSettings};
 use crate::storage::journal::{JournalStore, JournalStoreOptions};
 
 const NOW_MS: i64 = 1_700_000_000_000;
@@ -60,6 +60,7 @@ impl Broker {
             images: metadata.subscribe(),
             caught_up: watch::channel(true).1,
             topic_settings: Arc::new(|_| TopicSettings::default()),
+            throttle_rates: Arc::new(|_| ThrottleRates::default()),
             peers: Arc::new(NoPeers),
             rack_aware_reads: true,
             replica_lag: Duration::from_secs(30),

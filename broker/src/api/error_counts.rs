@@ -1,11 +1,12 @@
 //! Error codes in answers, for metrics.
 
 use millrace_protocol::messages::{
-    ApiVersionsResponse, CreatePartitionsResponse, CreateTopicsResponse, DeleteRecordsResponse,
-    DeleteTopicsResponse, DescribeClusterResponse, DescribeConfigsResponse, DescribeQuorumResponse,
-    DescribeTopicPartitionsResponse, ElectLeadersResponse, FetchResponse, FindCoordinatorResponse,
-    IncrementalAlterConfigsResponse, InitProducerIdResponse, ListOffsetsResponse, MetadataResponse,
-    OffsetForLeaderEpochResponse, ProduceResponse,
+    AlterPartitionReassignmentsResponse, ApiVersionsResponse, CreatePartitionsResponse, CreateTopicsResponse,
+    DeleteRecordsResponse, DeleteTopicsResponse, DescribeClusterResponse, DescribeConfigsResponse,
+    DescribeLogDirsResponse, DescribeQuorumResponse, DescribeTopicPartitionsResponse, ElectLeadersResponse,
+    FetchResponse, FindCoordinatorResponse, IncrementalAlterConfigsResponse, InitProducerIdResponse,
+    ListOffsetsResponse, ListPartitionReassignmentsResponse, MetadataResponse, OffsetForLeaderEpochResponse,
+    ProduceResponse,
 };
 
 /// An answer that can say which errors it holds.
@@ -44,7 +45,12 @@ macro_rules! two_levels {
     )*};
 }
 
-top_level!(ApiVersionsResponse, DescribeClusterResponse, InitProducerIdResponse);
+top_level!(
+    ApiVersionsResponse,
+    DescribeClusterResponse,
+    InitProducerIdResponse,
+    ListPartitionReassignmentsResponse
+);
 one_level!(
     CreateTopicsResponse: topics,
     DeleteTopicsResponse: responses,
@@ -68,6 +74,13 @@ impl ErrorCodes for FetchResponse {
     }
 }
 
+impl ErrorCodes for DescribeLogDirsResponse {
+    fn error_codes(&self, visit: &mut dyn FnMut(i16)) {
+        visit(self.error_code);
+        self.results.iter().for_each(|result| visit(result.error_code));
+    }
+}
+
 impl ErrorCodes for DescribeQuorumResponse {
     fn error_codes(&self, visit: &mut dyn FnMut(i16)) {
         visit(self.error_code);
@@ -80,6 +93,13 @@ impl ErrorCodes for ElectLeadersResponse {
         visit(self.error_code);
         let results = self.replica_election_results.iter().flat_map(|topic| &topic.partition_result);
         results.for_each(|part| visit(part.error_code));
+    }
+}
+
+impl ErrorCodes for AlterPartitionReassignmentsResponse {
+    fn error_codes(&self, visit: &mut dyn FnMut(i16)) {
+        visit(self.error_code);
+        self.responses.iter().flat_map(|topic| &topic.partitions).for_each(|part| visit(part.error_code));
     }
 }
 

@@ -72,6 +72,8 @@ pub(super) fn add_topic(image: &mut MetadataImage, name: &str, leaders: &[Broker
                     .collect(),
                 isr: replicas,
                 elr: Vec::new(),
+                adding: Vec::new(),
+                removing: Vec::new(),
                 leader: *leader,
                 leader_epoch: 5,
                 partition_epoch: 6,

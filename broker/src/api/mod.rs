@@ -5,6 +5,7 @@
 //! plain function of image and request; only [`Api::handle`] and the calls to the controller and the replica manager
 //! wait. Knows nothing of sockets, disks and the quorum.
 
+mod alter_partition_reassignments;
 mod api_versions;
 mod authorized;
 mod auto_create;
@@ -14,6 +15,7 @@ mod delete_records;
 mod delete_topics;
 mod describe_cluster;
 mod describe_configs;
+mod describe_log_dirs;
 mod describe_quorum;
 mod describe_topic_partitions;
 #[cfg(test)]
@@ -29,6 +31,7 @@ mod fixtures;
 mod incremental_alter_configs;
 mod init_producer_id;
 mod list_offsets;
+mod list_partition_reassignments;
 mod metadata;
 mod offset_for_leader_epoch;
 mod produce;
@@ -42,7 +45,9 @@ use bytes::BytesMut;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use millrace_protocol::frame::{self, RequestFrame};
-use millrace_protocol::messages::{FetchRequest, FetchResponse, ProduceRequest};
+use millrace_protocol::messages::{
+    DescribeLogDirsRequest, DescribeLogDirsResponse, FetchRequest, FetchResponse, ProduceRequest,
+};
 use millrace_protocol::{ApiKey, ErrorCode, Message, Request};
 use tokio_util::task::TaskTracker;
 
@@ -222,6 +227,13 @@ impl Api {
                 }
                 Err(error) => malformed(reply.key, error),
             },
+            SupportedApi::DescribeLogDirs => match frame.decode() {
+                Ok(request) => {
+                    let response = inner.describe_log_dirs(&image, &request).await;
+                    reply.encode(&inner.metrics, &response)
+                }
+                Err(error) => malformed(reply.key, error),
+            },
             SupportedApi::CreatePartitions => match frame.decode() {
                 Ok(request) => {
                     let response = create_partitions::handle(&inner.metadata, request).await;
@@ -240,6 +252,20 @@ impl Api {
             SupportedApi::ElectLeaders => match frame.decode() {
                 Ok(request) => {
                     let response = elect_leaders::handle(&inner.metadata, &context, request).await;
+                    reply.encode(&inner.metrics, &response)
+                }
+                Err(error) => malformed(reply.key, error),
+            },
+            SupportedApi::AlterPartitionReassignments => match frame.decode() {
+                Ok(request) => {
+                    let response = alter_partition_reassignments::handle(&inner.metadata, request).await;
+                    reply.encode(&inner.metrics, &response)
+                }
+                Err(error) => malformed(reply.key, error),
+            },
+            SupportedApi::ListPartitionReassignments => match frame.decode() {
+                Ok(request) => {
+                    let response = list_partition_reassignments::handle(&inner.metadata, request).await;
                     reply.encode(&inner.metrics, &response)
                 }
                 Err(error) => malformed(reply.key, error),
@@ -279,6 +305,21 @@ impl Api {
 impl Inner {
     fn source<'a>(&'a self, image: &'a MetadataImage) -> Source<'a> {
         Source { image, config: &self.config, own_id: self.broker_id }
+    }
+
+    async fn describe_log_dirs(
+        &self,
+        image: &MetadataImage,
+        request: &DescribeLogDirsRequest,
+    ) -> DescribeLogDirsResponse {
+        let (directory, replicas) = (self.config.data_dir.clone(), self.replicas.clone());
+        let look = move || (describe_log_dirs::room(&directory), replicas.logs());
+        match tokio::task::spawn_blocking(look).await {
+            Ok((room, logs)) => describe_log_dirs::handle(image, &self.config.data_dir, &logs, room, request),
+            // Only a runtime that is shutting down cancels; nobody will read the answer.
+            Err(error) if error.is_cancelled() => DescribeLogDirsResponse::default(),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
     }
 
     async fn produce(

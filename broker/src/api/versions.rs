@@ -34,12 +34,18 @@ pub enum SupportedApi {
     OffsetForLeaderEpoch,
     /// Key 32.
     DescribeConfigs,
+    /// Key 35.
+    DescribeLogDirs,
     /// Key 37.
     CreatePartitions,
     /// Key 43.
     ElectLeaders,
     /// Key 44.
     IncrementalAlterConfigs,
+    /// Key 45.
+    AlterPartitionReassignments,
+    /// Key 46.
+    ListPartitionReassignments,
     /// Key 55.
     DescribeQuorum,
     /// Key 60.
@@ -81,9 +87,12 @@ pub const SERVED: &[ServedApi] = &[
     served(SupportedApi::InitProducerId, ApiKey::InitProducerId, 0, 5),
     served(SupportedApi::OffsetForLeaderEpoch, ApiKey::OffsetForLeaderEpoch, 2, 4),
     served(SupportedApi::DescribeConfigs, ApiKey::DescribeConfigs, 1, 4),
+    served(SupportedApi::DescribeLogDirs, ApiKey::DescribeLogDirs, 1, 5),
     served(SupportedApi::CreatePartitions, ApiKey::CreatePartitions, 0, 3),
     served(SupportedApi::ElectLeaders, ApiKey::ElectLeaders, 0, 2),
     served(SupportedApi::IncrementalAlterConfigs, ApiKey::IncrementalAlterConfigs, 0, 1),
+    served(SupportedApi::AlterPartitionReassignments, ApiKey::AlterPartitionReassignments, 0, 1),
+    served(SupportedApi::ListPartitionReassignments, ApiKey::ListPartitionReassignments, 0, 0),
     served(SupportedApi::DescribeQuorum, ApiKey::DescribeQuorum, 0, 2),
     served(SupportedApi::DescribeCluster, ApiKey::DescribeCluster, 0, 2),
     served(SupportedApi::DescribeTopicPartitions, ApiKey::DescribeTopicPartitions, 0, 0),

@@ -36,6 +36,7 @@ pub(super) const BROKER_KEYS: &[KeyDef] = &[
     KeyDef::new("default.replication.factor", Short, "1", "Replicas of a topic whose creator left it open.").check(AtLeast(1)),
     KeyDef::new("delete.topic.enable", Boolean, "true", "Whether clients may delete topics."),
     KeyDef::new("fetch.max.bytes", Int, "57671680", "Most record bytes in the answer to one fetch, whatever the client asks for.").check(AtLeast(1024)),
+    KeyDef::new("follower.replication.throttled.rate", Long, FOREVER, "Bytes per second in which this broker fills throttled replicas that are not in sync, together.").check(AtLeast(0)).dynamic(),
     KeyDef::new("group.consumer.assignors", List, "uniform,range", "Assignors of the consumer group protocol, the default one first.").no_effect_yet(GROUPS),
     KeyDef::new("group.consumer.heartbeat.interval.ms", Int, "5000", "Heartbeat interval told to members of consumer groups.").check(AtLeast(1)).no_effect_yet(GROUPS),
     KeyDef::new("group.consumer.max.heartbeat.interval.ms", Int, "15000", "Largest heartbeat interval a group may ask for.").check(AtLeast(1)).no_effect_yet(GROUPS),
@@ -59,6 +60,7 @@ pub(super) const BROKER_KEYS: &[KeyDef] = &[
     // Kafka: 300 s. A broker that was restarted is in sync after seconds, and until it leads again the others carry its
     // load; a look costs one pass over the partitions, and nothing is written when there is nothing to do.
     KeyDef::new("leader.imbalance.check.interval.seconds", Long, "10", "How often it is looked for partitions whose first assigned replica is in sync and does not lead; some hundreds of them get it back at a time.").check(Between(1, 86_400)),
+    KeyDef::new("leader.replication.throttled.rate", Long, FOREVER, "Bytes per second that this broker sends to followers of throttled replicas that are not in sync, together.").check(AtLeast(0)).dynamic(),
     KeyDef::new("listener.security.protocol.map", List, "PLAINTEXT:PLAINTEXT,SSL:SSL", "How each listener is secured: NAME:PLAINTEXT or NAME:SSL."),
     KeyDef::unset("listeners", List, "Addresses to listen on, as NAME://host:port; an empty host means all of them.").check(NotEmpty),
     KeyDef::new("log.cleaner.backoff.ms", Long, "15000", "Rest of a compaction thread when no log is due, and of a log that has just been compacted.").check(AtLeast(0)),

@@ -257,6 +257,10 @@ pub struct TopicConfig {
     pub min_cleanable_dirty_ratio: f64,
     /// `min.compaction.lag.ms`.
     pub min_compaction_lag: Duration,
+    /// `leader.replication.throttled.replicas`.
+    pub leader_throttled_replicas: String,
+    /// `follower.replication.throttled.replicas`.
+    pub follower_throttled_replicas: String,
     /// `min.insync.replicas`.
     pub min_insync_replicas: usize,
     /// `retention.bytes`; `None` means no limit.
@@ -309,6 +313,8 @@ pub fn resolve(
         timestamp_after_max_ms: number("message.timestamp.after.max.ms"),
         min_cleanable_dirty_ratio: text("min.cleanable.dirty.ratio").parse().unwrap_or(0.5),
         min_compaction_lag: millis("min.compaction.lag.ms"),
+        leader_throttled_replicas: text("leader.replication.throttled.replicas"),
+        follower_throttled_replicas: text("follower.replication.throttled.replicas"),
         min_insync_replicas: usize::try_from(number("min.insync.replicas")).unwrap_or(1),
         retention_bytes: u64::try_from(number("retention.bytes")).ok(),
         retention: u64::try_from(number("retention.ms")).ok().map(Duration::from_millis),

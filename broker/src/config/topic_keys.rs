@@ -7,7 +7,6 @@ use super::value::Kind::{Boolean, Double, Int, List, Long, String};
 const SEGMENTS: &str = "the record store does not work that way";
 const SYNC: &str = "every acknowledged record is on disk already, see log.durability";
 const LEVELS: &str = "each codec has a fixed level";
-const REPLICATION: &str = "replication is not throttled yet";
 const TIERS: &str = "there is no tiered storage";
 
 const CODECS: Check = Check::OneOf(&["uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"]);
@@ -54,16 +53,14 @@ pub(super) const TOPIC_KEYS: &[KeyDef] = &[
         .check(Check::AtLeast(0))
         .synonyms(&[same("log.flush.interval.ms"), same("log.flush.scheduler.interval.ms")])
         .no_effect_yet(SYNC),
-    KeyDef::new("follower.replication.throttled.replicas", List, "", "Replicas whose fetching from the leader is throttled: partition:broker pairs, or * for all.")
-        .check(Check::ThrottledReplicas)
-        .no_effect_yet(REPLICATION),
+    KeyDef::new("follower.replication.throttled.replicas", List, "", "Replicas that fetch no faster than follower.replication.throttled.rate while they are not in sync: partition:broker pairs, or * for all.")
+        .check(Check::ThrottledReplicas),
     KeyDef::new("index.interval.bytes", Int, "4096", "Bytes of log between two index entries.")
         .check(Check::AtLeast(0))
         .synonyms(&[same("log.index.interval.bytes")])
         .no_effect_yet(SEGMENTS),
-    KeyDef::new("leader.replication.throttled.replicas", List, "", "Replicas whose reads from the leader are throttled: partition:broker pairs, or * for all.")
-        .check(Check::ThrottledReplicas)
-        .no_effect_yet(REPLICATION),
+    KeyDef::new("leader.replication.throttled.replicas", List, "", "Replicas that, while they lead, serve followers that are not in sync no faster than leader.replication.throttled.rate: partition:broker pairs, or * for all.")
+        .check(Check::ThrottledReplicas),
     KeyDef::new("local.retention.bytes", Long, "-2", "Size of the part of a tiered log that stays on local disks; -2 means retention.bytes.")
         .check(Check::AtLeast(-2))
         .synonyms(&[same("log.local.retention.bytes")])

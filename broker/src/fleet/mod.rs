@@ -60,12 +60,14 @@ pub enum Method {
     DescribeQuorum = 10,
     /// A follower asks the leader of its partitions for records.
     ReplicaFetch = 11,
+    /// Asks a leader how far the followers of partitions under reassignment are.
+    ReplicaProgress = 12,
 }
 
 impl Method {
     /// The method with this number.
     pub fn from_code(code: u8) -> Option<Self> {
-        const ALL: [Method; 11] = [
+        const ALL: [Method; 12] = [
             Method::AppendEntries,
             Method::Vote,
             Method::PreVote,
@@ -77,6 +79,7 @@ impl Method {
             Method::LeaderGone,
             Method::DescribeQuorum,
             Method::ReplicaFetch,
+            Method::ReplicaProgress,
         ];
         ALL.into_iter().find(|method| *method as u8 == code)
     }

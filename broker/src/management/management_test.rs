@@ -18,7 +18,7 @@ struct Api {
 impl Api {
     async fn start(directory: &std::path::Path) -> Self {
         let broker = Broker::start(directory, Plan::default()).await;
-        let router = router(broker.service.member());
+        let router = router(broker.service.member(), Arc::default());
         Self { broker, router }
     }
 

@@ -8,6 +8,7 @@ pub mod client;
 mod views;
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -18,8 +19,8 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post, put};
 use millrace_management::{
-    API_PREFIX, ApiError, ApplyTopic, ApplyTopicResult, BootstrapQuorum, ClusterView, Identity, ReleaseTopic,
-    SetRack, TopicView, code, kafka_uuid,
+    API_PREFIX, ApiError, ApplyTopic, ApplyTopicResult, BootstrapQuorum, ClusterView, Identity,
+    ReassignmentsView, ReleaseTopic, SetRack, TopicView, code, kafka_uuid,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -28,6 +29,7 @@ use crate::metadata::ControllerError;
 use crate::metadata::controller::{ControllerRequest, ControllerResponse, topic_view};
 use crate::metadata::raft::BootstrapError;
 use crate::metadata::service::Member;
+use crate::replication::{Progress, ReplicaManager};
 
 /// Far more than the configuration of a topic takes.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -38,13 +40,15 @@ const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(8);
 /// Within the grace that a pod gets to stop.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The routes, answered by `member`.
-pub fn router(member: Member) -> Router {
+/// The routes, answered by `member`. What only the leaders of partitions know is asked of `replicas` once they are open.
+pub fn router(member: Member, replicas: Arc<OnceLock<ReplicaManager>>) -> Router {
+    let reassignments = move |State(member): State<Member>| reassignments(member, Arc::clone(&replicas));
     let routes = Router::new()
         .route("/identity", get(identity))
         .route("/quorum/bootstrap", post(bootstrap_quorum))
         .route("/cluster", get(cluster))
         .route("/brokers/{id}/rack", put(set_rack))
+        .route("/reassignments", get(reassignments))
         .route("/topics/{name}", get(topic).put(apply_topic).delete(delete_topic))
         .route("/topics/{name}/release", post(release_topic))
         .route("/local/controlled-shutdown", post(controlled_shutdown));
@@ -152,6 +156,14 @@ async fn cluster(State(member): State<Member>) -> Answer<ClusterView> {
         return Err(Refusal::new(code::QUORUM_UNAVAILABLE, message));
     }
     Ok(Json(views::cluster(&member.metadata().image(), &quorum)))
+}
+
+async fn reassignments(member: Member, replicas: Arc<OnceLock<ReplicaManager>>) -> Answer<ReassignmentsView> {
+    let progress = match replicas.get() {
+        Some(replicas) => replicas.progress().await,
+        None => Progress::default(),
+    };
+    Ok(Json(views::reassignments(&member.metadata().image(), &progress)))
 }
 
 async fn set_rack(State(member): State<Member>, id: Name, body: Body) -> Answer<Done> {

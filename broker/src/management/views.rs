@@ -1,12 +1,18 @@
 //! What the management API shows: pure functions over the image.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use millrace_management::{BrokerView, ClusterView, Identity, QuorumView, kafka_uuid};
+use millrace_management::{
+    BrokerView, ClusterView, FillingReplica, Identity, QuorumView, ReassignmentView, ReassignmentsView,
+    kafka_uuid,
+};
 
-use crate::metadata::image::{BrokerId, BrokerImage, MetadataImage, NO_LEADER};
+use crate::metadata::image::{
+    BrokerId, BrokerImage, MetadataImage, NO_LEADER, PartitionImage, TopicIdPartition,
+};
 use crate::metadata::raft::QuorumStatus;
 use crate::metadata::service::Member;
+use crate::replication::{Progress, ReplicaProgress};
 
 pub(super) fn identity(member: &Member) -> Identity {
     let volume = member.volume();
@@ -45,6 +51,66 @@ pub(super) fn cluster(image: &MetadataImage, quorum: &QuorumStatus) -> ClusterVi
         offline_partition_count: count(
             partitions().filter(|partition| partition.leader == NO_LEADER).count(),
         ),
+    }
+}
+
+pub(super) fn reassignments(image: &MetadataImage, progress: &Progress) -> ReassignmentsView {
+    let known: HashMap<(TopicIdPartition, BrokerId), &ReplicaProgress> =
+        progress.replicas.iter().map(|replica| ((replica.partition, replica.broker_id), replica)).collect();
+    let by_name = image.topic_ids.values().filter_map(|topic_id| image.topics.get(topic_id));
+    let partitions: Vec<ReassignmentView> = by_name
+        .flat_map(|topic| {
+            let numbered = (0_i32..).zip(&topic.partitions).filter(|(_, state)| state.is_reassigning());
+            numbered.map(|(number, state)| {
+                let partition = TopicIdPartition { topic_id: topic.topic_id, partition: number };
+                let filling = |id: BrokerId| filling_replica(state, id, known.get(&(partition, id)).copied());
+                ReassignmentView {
+                    topic: topic.name.clone(),
+                    partition: number,
+                    leader: (state.leader != NO_LEADER).then_some(state.leader),
+                    replicas: state.replica_ids().collect(),
+                    adding: state.adding.clone(),
+                    removing: state.removing.clone(),
+                    in_sync: state.isr.clone(),
+                    filling: state
+                        .target_ids()
+                        .filter(|id| !state.isr.contains(id) || state.adding.contains(id))
+                        .map(filling)
+                        .collect(),
+                }
+            })
+        })
+        .collect();
+    let all = || partitions.iter().flat_map(|partition| &partition.filling);
+    ReassignmentsView {
+        bytes_done: all().filter_map(|replica| replica.bytes_done).sum(),
+        bytes_left: all().filter_map(|replica| replica.bytes_left).sum(),
+        bytes_per_second: all().filter_map(|replica| replica.bytes_per_second).sum(),
+        // Each is filled beside the others; the last one ends it.
+        eta_ms: all().map(|replica| replica.eta_ms).try_fold(0, |longest, eta| Some(longest.max(eta?))),
+        silent_leaders: progress.silent.iter().copied().collect(),
+        partitions,
+    }
+}
+
+fn filling_replica(
+    state: &PartitionImage,
+    broker_id: BrokerId,
+    known: Option<&ReplicaProgress>,
+) -> FillingReplica {
+    let in_sync = state.isr.contains(&broker_id);
+    let eta_ms = known.and_then(|known| match (known.bytes_left, known.bytes_per_second) {
+        _ if in_sync => Some(0),
+        (_, 0) => None,
+        (left, rate) => u64::try_from(u128::from(left) * 1_000 / u128::from(rate)).ok(),
+    });
+    FillingReplica {
+        broker_id,
+        in_sync,
+        bytes_done: known.map(|known| known.bytes_done),
+        bytes_left: known.map(|known| known.bytes_left),
+        bytes_per_second: known.map(|known| known.bytes_per_second),
+        eta_ms,
     }
 }
 
@@ -117,6 +183,8 @@ mod tests {
                 .collect(),
             isr: isr.to_vec(),
             elr: Vec::new(),
+            adding: Vec::new(),
+            removing: Vec::new(),
             leader,
             leader_epoch: 0,
             partition_epoch: 0,
@@ -162,6 +230,37 @@ mod tests {
         assert_eq!(loads, vec![(1, 2), (1, 2), (0, 3)]);
         assert_eq!(view.quorum.learners, ["72".to_owned()].into());
         assert_eq!(view.quorum.voters, ["70".to_owned(), "71".to_owned()].into());
+    }
+
+    #[test]
+    fn reassignments_show_how_far_they_are_and_when_they_will_be_there() {
+        let mut image = image();
+        let topic = image.topics.get_mut(&Uuid::from_u128(5)).map(Arc::make_mut).expect("it is there");
+        let state = &mut topic.partitions[0];
+        (state.adding, state.removing, state.isr) = (vec![1, 2], vec![0], vec![0, 2]);
+        let of = |broker_id, bytes_done, bytes_left, bytes_per_second| ReplicaProgress {
+            partition: TopicIdPartition { topic_id: Uuid::from_u128(5), partition: 0 },
+            broker_id,
+            bytes_done,
+            bytes_left,
+            bytes_per_second,
+        };
+        let mut progress =
+            Progress { replicas: vec![of(1, 300, 700, 200), of(2, 990, 10, 0)], silent: [7].into() };
+        let view = reassignments(&image, &progress);
+        assert_eq!((view.bytes_done, view.bytes_left, view.bytes_per_second), (1_290, 710, 200));
+        assert_eq!(
+            (view.eta_ms, &view.silent_leaders[..], view.partitions.len()),
+            (Some(3_500), &[7][..], 1)
+        );
+        let one = &view.partitions[0];
+        assert_eq!((one.topic.as_str(), one.partition, one.leader), ("orders", 0, Some(0)));
+        let etas: Vec<_> = one.filling.iter().map(|it| (it.broker_id, it.in_sync, it.eta_ms)).collect();
+        assert_eq!(etas, [(1, false, Some(3_500)), (2, true, Some(0))]);
+        progress.replicas[0].bytes_per_second = 0;
+        assert_eq!(reassignments(&image, &progress).eta_ms, None, "it stands still");
+        let unknown = reassignments(&image, &Progress::default());
+        assert_eq!((unknown.eta_ms, unknown.partitions[0].filling[0].bytes_left), (None, None));
     }
 
     #[test]

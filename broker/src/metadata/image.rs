@@ -99,8 +99,15 @@ pub struct Replica {
 /// State of one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionImage {
-    /// Assigned replicas; the first one is the preferred leader.
+    /// Assigned replicas; the first one is the preferred leader. During a reassignment those that are to stay come first,
+    /// in their order, then those that are to go.
     pub replicas: Vec<Replica>,
+    /// Replicas that a reassignment under way has brought, and that go again if it is cancelled (KIP-455). A subset of
+    /// `replicas`.
+    pub adding: Vec<BrokerId>,
+    /// Replicas that go when the reassignment under way is complete. A subset of `replicas`; one that an earlier target
+    /// of the same reassignment had brought is in `adding` too.
+    pub removing: Vec<BrokerId>,
     /// In-sync replicas, a subset of `replicas`.
     pub isr: Vec<BrokerId>,
     /// Replicas that left the in-sync ones when these fell below `min.insync.replicas`, and that still hold everything
@@ -108,7 +115,7 @@ pub struct PartitionImage {
     pub elr: Vec<BrokerId>,
     /// Leading broker, or [`NO_LEADER`].
     pub leader: BrokerId,
-    /// Rises with every change of the leader.
+    /// Rises with every change of the leader, and when a replica is taken away.
     pub leader_epoch: i32,
     /// Rises with every change of this state.
     pub partition_epoch: i32,
@@ -118,6 +125,28 @@ impl PartitionImage {
     /// Replicas' broker ids in assignment order.
     pub fn replica_ids(&self) -> impl Iterator<Item = BrokerId> + '_ {
         self.replicas.iter().map(|replica| replica.broker_id)
+    }
+
+    /// Whether a reassignment is under way.
+    pub fn is_reassigning(&self) -> bool {
+        !self.adding.is_empty() || !self.removing.is_empty()
+    }
+
+    /// Replicas once the reassignment under way is complete, in assignment order; all of them without one.
+    pub fn target_ids(&self) -> impl Iterator<Item = BrokerId> + '_ {
+        self.replica_ids().filter(|id| !self.removing.contains(id))
+    }
+
+    /// Replicas from before the reassignment under way; all of them without one.
+    pub fn original_ids(&self) -> impl Iterator<Item = BrokerId> + '_ {
+        self.replica_ids().filter(|id| !self.adding.contains(id))
+    }
+
+    /// In-sync replicas below which nothing becomes committed, where `min.insync.replicas` is `configured`: never more
+    /// than there are replicas, and replicas that are being added do not count until they are there. A partition with a
+    /// single replica is written to while it moves, whatever the setting.
+    pub fn effective_min_in_sync(&self, configured: usize) -> usize {
+        configured.min(self.original_ids().count())
     }
 }
 

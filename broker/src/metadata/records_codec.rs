@@ -236,6 +236,8 @@ fn partition_to_wire(partition: TopicIdPartition, state: &PartitionImage) -> wir
         leader: state.leader,
         leader_epoch: state.leader_epoch,
         partition_epoch: state.partition_epoch,
+        adding: state.adding.clone(),
+        removing: state.removing.clone(),
         ..Default::default()
     }
 }
@@ -249,6 +251,8 @@ fn partition_from_wire(record: wire::PartitionRecord) -> Record {
                 .into_iter()
                 .map(|replica| Replica { broker_id: replica.broker_id, volume_uuid: replica.volume_uuid })
                 .collect(),
+            adding: record.adding,
+            removing: record.removing,
             isr: record.isr,
             elr: record.elr,
             leader: record.leader,
@@ -262,6 +266,7 @@ fn partition_from_wire(record: wire::PartitionRecord) -> Record {
 mod tests {
     use std::collections::BTreeSet;
 
+    use millrace_protocol::Message as _;
     use uuid::Uuid;
 
     use super::*;
@@ -304,6 +309,8 @@ mod tests {
                 partition: TopicIdPartition { topic_id, partition: 2 },
                 state: PartitionImage {
                     replicas: vec![Replica { broker_id: 1, volume_uuid: Uuid::from_u128(4) }],
+                    adding: vec![1],
+                    removing: vec![3, 2],
                     isr: vec![1],
                     elr: vec![2],
                     leader: -1,
@@ -347,6 +354,27 @@ mod tests {
             let bytes = record.encode().expect("small records fit");
             assert_eq!(Record::decode(bytes).expect("just written"), record);
         }
+    }
+
+    #[test]
+    fn a_partition_stored_before_there_were_reassignments_reads_as_one_that_is_not_reassigned() {
+        let state = PartitionImage {
+            replicas: vec![Replica { broker_id: 1, volume_uuid: Uuid::from_u128(4) }],
+            adding: Vec::new(),
+            removing: Vec::new(),
+            isr: vec![1],
+            elr: vec![2],
+            leader: -1,
+            leader_epoch: 5,
+            partition_epoch: 6,
+        };
+        let partition = TopicIdPartition { topic_id: Uuid::from_u128(7), partition: 2 };
+        let mut encoder = Encoder::new();
+        partition_to_wire(partition, &state).encode(&mut encoder, 0).expect("version 0 has all of it");
+        // Id 4, version 0.
+        let stored = [&[4, 0][..], &encoder.into_bytes()].concat();
+        let read = Record::decode(stored.into()).expect("old records are read");
+        assert_eq!(read, Record::Partition { partition, state });
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Only this task changes the log of a partition that follows: it appends what it was sent, and asks for more when that
 //! is durable, so that the offset it asks for tells the leader what is safe here. Where the logs part it cuts its own
 //! back to what the leader has, by epochs and never by the high watermark (KIP-101), and asks again.
+//!
+//! Throttled replicas that are not in sync are left out of calls while their rate is used up (KIP-73).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -150,10 +152,13 @@ impl Fetcher {
                 continue;
             }
             let outcome = match self.leader() {
-                Some((leader, call)) => match self.settled().await {
-                    Ok(()) => self.exchange(&leader, call).await,
-                    Err(StoreGone) => return,
-                },
+                Some((leader, call)) => {
+                    self.leave_out_throttled(call.0);
+                    match self.settled().await {
+                        Ok(()) => self.exchange(&leader, call).await,
+                        Err(StoreGone) => return,
+                    }
+                }
                 None => Err("the metadata does not know the leader's address".to_owned()),
             };
             match outcome {
@@ -214,6 +219,25 @@ impl Fetcher {
         Some((leader, (own.broker_id, own.broker_epoch)))
     }
 
+    /// Has throttled replicas wait that are not in sync, while their rate is used up (KIP-73).
+    fn leave_out_throttled(&mut self, own_id: BrokerId) {
+        let now = Instant::now();
+        let Some(wait) = self.inner.follower_quota.lock().wait(now) else { return };
+        let image = Arc::clone(&self.inner.options.images.borrow());
+        let is_left_out = |id: &TopicIdPartition| {
+            let settings = self.following.get(id).map(|order| order.partition.settings());
+            settings.is_some_and(|settings| settings.follower_throttled.contains(id.partition, own_id))
+                && image.partition(*id).is_some_and(|state| !state.isr.contains(&own_id))
+        };
+        let left_out: Vec<TopicIdPartition> = self.to_name.iter().copied().filter(is_left_out).collect();
+        for id in left_out {
+            self.to_name.remove(&id);
+            // The leader would send what it was asked for before.
+            self.to_forget.insert(id);
+            self.later.push((now + wait, id));
+        }
+    }
+
     /// Waits until everything is durable that is in the logs to be named: the offset asked for says so.
     async fn settled(&self) -> Result<(), StoreGone> {
         let named = self.to_name.iter().filter_map(|id| self.following.get(id));
@@ -267,7 +291,12 @@ impl Fetcher {
 
     fn name(&self, id: TopicIdPartition) -> Option<FollowedPartition> {
         let order = self.following.get(&id)?;
-        let (fetch_offset, last_fetched_epoch) = order.partition.fetch_position();
+        let ends = order.partition.log().ends();
+        if ends.durable_end < ends.log_end {
+            // It does not follow any more, which this task is about to hear: others append to it, or its log is gone.
+            return None;
+        }
+        let (fetch_offset, last_fetched_epoch) = order.partition.fetch_position_at(ends.log_end);
         Some(FollowedPartition {
             topic_id: id.topic_id,
             partition_id: id.partition,
@@ -360,6 +389,19 @@ impl Fetcher {
         }
     }
 
+    /// Takes note of records that came in.
+    fn count(&self, partition: &Partition, bytes: usize) {
+        let mut quota = self.inner.follower_quota.lock();
+        if !quota.is_limited() {
+            return;
+        }
+        let own_id = self.leader().map(|(_, (own_id, _))| own_id);
+        let throttled = &partition.settings().follower_throttled;
+        if own_id.is_some_and(|own_id| throttled.contains(partition.id().partition, own_id)) {
+            quota.record(bytes, Instant::now());
+        }
+    }
+
     async fn append(
         &self,
         partition: &Arc<Partition>,
@@ -370,6 +412,7 @@ impl Fetcher {
         if fetched.records.is_empty() {
             return Ok(Next::Nothing);
         }
+        self.count(partition, fetched.records.len());
         let admission = Arc::new(self.inner.options.store.admit(fetched.records.len()).await?);
         let append = || partition.append_fetched(leader_epoch, &fetched.records, &admission, now_ms);
         let log_end = match append() {
@@ -412,7 +455,8 @@ async fn on_disk(
     }
 }
 
-/// Waits until logs are durable up to the ends given.
+/// Waits until logs are durable up to the ends given, those of partitions that do not follow any more left out: what was
+/// on its way to a log that was deleted never becomes durable.
 async fn durable(ends: Vec<(Arc<Partition>, i64)>) -> Result<(), StoreGone> {
     let signal = Arc::new(Notify::new());
     for (partition, end) in &ends {
@@ -423,14 +467,15 @@ async fn durable(ends: Vec<(Arc<Partition>, i64)>) -> Result<(), StoreGone> {
             let log = partition.log().ends();
             let done = log.durable_end >= (*end).min(log.log_end);
             let failed = partition.watermark().has_failed();
-            if !done && !failed {
+            let follows = partition.role().follows.is_some();
+            if !done && !failed && follows {
                 signal.notified().await;
             }
             partition.leave(RequiredAcks::Leader, &signal);
             if failed {
                 return Err(StoreGone);
             }
-            if done {
+            if done || !follows {
                 break;
             }
         }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::throttle::Meter;
 use crate::metadata::image::BrokerId;
 
 /// A partition as the metadata has it, for the broker that leads it.
@@ -28,7 +29,7 @@ pub struct LeaderAssignment {
     /// The other replicas.
     pub followers: Vec<Member>,
     /// In-sync replicas below which the high watermark stands still: `min.insync.replicas`, but never more than there
-    /// are replicas.
+    /// are replicas, those that are being added not counted.
     pub min_isr: usize,
 }
 
@@ -65,7 +66,7 @@ pub(super) struct Leadership {
     followers: Vec<Follower>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Follower {
     member: Member,
     /// Epoch of the registration that it fetches with.
@@ -76,11 +77,24 @@ struct Follower {
     last_fetch: Option<(i64, Instant)>,
     /// When it last had everything that the leader had at the time, if it ever did.
     caught_up: Option<Instant>,
+    /// What it was sent while it is not in sync; `None` before that, and when it is.
+    filling: Option<Box<Meter>>,
+}
+
+/// How far a follower is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Position {
+    /// Which one.
+    pub(super) broker_id: BrokerId,
+    /// Its durable end; `None` before its first fetch in this epoch.
+    pub(super) durable_end: Option<i64>,
+    /// How fast it is filled of late, if it is not in sync.
+    pub(super) bytes_per_second: u64,
 }
 
 impl Follower {
     fn new(member: Member, caught_up: Option<Instant>) -> Self {
-        Self { member, fetching_epoch: -1, durable_end: None, last_fetch: None, caught_up }
+        Self { member, fetching_epoch: -1, durable_end: None, last_fetch: None, caught_up, filling: None }
     }
 
     /// L6: it has the leader's end, or had it within `lag`.
@@ -134,7 +148,11 @@ impl Leadership {
         let before = std::mem::take(&mut self.followers);
         let known = |member: &Member| before.iter().find(|it| it.member.broker_id == member.broker_id);
         let keep = |member: &Member| match known(member) {
-            Some(follower) => Follower { member: *member, ..*follower },
+            Some(follower) => {
+                let in_sync = assignment.isr.contains(&member.broker_id);
+                let filling = follower.filling.clone().filter(|_| !in_sync);
+                Follower { member: *member, filling, ..follower.clone() }
+            }
             None => Follower::new(*member, None),
         };
         self.followers = assignment.followers.iter().map(keep).collect();
@@ -144,6 +162,36 @@ impl Leadership {
     /// Whether the broker holds a replica that follows this leader.
     pub(super) fn has_follower(&self, broker_id: BrokerId) -> bool {
         self.followers.iter().any(|follower| follower.member.broker_id == broker_id)
+    }
+
+    /// The leader.
+    pub(super) fn own_id(&self) -> BrokerId {
+        self.assignment.own.broker_id
+    }
+
+    /// Whether the metadata has the replica in sync.
+    pub(super) fn is_in_sync(&self, broker_id: BrokerId) -> bool {
+        self.assignment.isr.contains(&broker_id)
+    }
+
+    /// Takes note of records that a follower was sent.
+    pub(super) fn sent(&mut self, broker_id: BrokerId, bytes: u64, now: Instant) {
+        if self.is_in_sync(broker_id) {
+            return;
+        }
+        if let Some(follower) = self.followers.iter_mut().find(|it| it.member.broker_id == broker_id) {
+            follower.filling.get_or_insert_with(|| Box::new(Meter::new(now))).record(bytes, now);
+        }
+    }
+
+    /// How far the followers are.
+    pub(super) fn positions(&self, now: Instant) -> Vec<Position> {
+        let position = |it: &Follower| Position {
+            broker_id: it.member.broker_id,
+            durable_end: it.durable_end,
+            bytes_per_second: it.filling.as_ref().map_or(0, |meter| meter.rate(now)),
+        };
+        self.followers.iter().map(position).collect()
     }
 
     /// A follower fetches from `offset`: everything below is durable there. `leader_end` is the leader's durable end.

@@ -8,9 +8,12 @@
 //!   log. Before that, an image may be an old snapshot.
 //! - It was found on disk when the broker caught up, a checkpoint has recorded that its partition existed at some
 //!   metadata log index, and the image is newer than that. The topic was deleted while the broker was down.
+//! - The same two for a partition that is there and has no replica here any more, as a reassignment has ended or was
+//!   cancelled: the image names neither this volume nor this broker among its replicas.
 //!
 //! Anything else on the disk is kept and reported. An image *older* than what the checkpoint has seen means that the
-//! metadata log was lost: then every log that it does not know is kept for good, whatever later images say.
+//! metadata log was lost: then every log that it does not know, or has elsewhere, is kept for good, whatever later images
+//! say.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -31,10 +34,11 @@ use super::partition::{Appended, Assignment, Bounds, Partition, Progress, storag
 use super::peers::Peers;
 use super::proposals::{self, Proposals};
 use super::sessions::{FollowerSessions, Host};
+use super::throttle::Quota;
 use super::validate::{Rejection, ValidatedBatch, validate};
 use super::{
     FetchPartition, FetchRequestPlan, FetchedPartition, FoundOffset, LeaderHint, OffsetQuery, ProduceOutcome,
-    ProducePartition, RequiredAcks, TopicSettings,
+    ProducePartition, RequiredAcks, ThrottleRates, TopicSettings,
 };
 use crate::metadata::image::{
     BrokerId, BrokerImage, MetadataImage, NO_LEADER, PartitionImage, Replica, TopicIdPartition, TopicImage,
@@ -65,6 +69,8 @@ pub struct ReplicaManagerOptions {
     pub caught_up: watch::Receiver<bool>,
     /// Settings of a topic.
     pub topic_settings: Arc<dyn Fn(&TopicImage) -> TopicSettings + Send + Sync>,
+    /// How fast replicas are filled that are throttled, as an image has it for this broker.
+    pub throttle_rates: Arc<dyn Fn(&MetadataImage) -> ThrottleRates + Send + Sync>,
     /// Leaders on other brokers, and the controller.
     pub peers: Arc<dyn Peers>,
     /// Whether leaders send clients to followers in their rack (`replica.selector.class`).
@@ -113,6 +119,8 @@ pub(super) struct Inner {
     /// Leaders that are fetched from.
     fetchers: Fetchers,
     pub(super) proposals: Proposals,
+    /// Of throttled replicas here; that of leaders here is with the sessions.
+    pub(super) follower_quota: Mutex<Quota>,
 }
 
 #[derive(Clone, Debug)]
@@ -168,6 +176,7 @@ impl ReplicaManager {
             sessions: FollowerSessions::default(),
             fetchers: Fetchers::default(),
             proposals: Proposals::default(),
+            follower_quota: Mutex::default(),
         });
         inner.tasks.spawn(follow_image(Arc::clone(&inner)));
         inner.tasks.spawn(delete_old_segments(Arc::clone(&inner)));
@@ -262,6 +271,10 @@ impl ReplicaManager {
         }
     }
 
+    pub(super) fn options(&self) -> &ReplicaManagerOptions {
+        &self.inner.options
+    }
+
     /// Answers a follower's fetch; waits for something new as long as the call says. Dropping the future ends the wait,
     /// and the follower has to begin another session.
     pub async fn serve_follower(&self, call: ReplicaFetchCall) -> ReplicaFetchAnswer {
@@ -347,6 +360,21 @@ impl ReplicaManager {
     /// All partitions whose logs are open, in no order.
     pub fn online(&self) -> Vec<Arc<Partition>> {
         self.inner.online()
+    }
+
+    /// Whether this rate is limited here, by the key that sets it.
+    #[cfg(test)]
+    pub(super) fn is_throttled(&self, key: &str) -> bool {
+        match key {
+            "leader.replication.throttled.rate" => self.inner.sessions.is_throttled(),
+            _ => self.inner.follower_quota.lock().is_limited(),
+        }
+    }
+
+    /// Logs on the volume, open or not.
+    #[cfg(test)]
+    pub(super) fn stored_logs(&self) -> Vec<crate::storage::StoredLog> {
+        self.inner.options.store.list()
     }
 
     /// Bytes stored for one partition, if it is hosted here.
@@ -729,6 +757,12 @@ impl Inner {
         }
     }
 
+    fn set_throttle_rates(&self, image: &MetadataImage) {
+        let (rates, now) = ((self.options.throttle_rates)(image), Instant::now());
+        self.sessions.set_rate(rates.leader, now);
+        self.follower_quota.lock().set_rate(rates.follower, now);
+    }
+
     /// Carries out the difference between two images. Blocks on the disk.
     fn apply(self: &Arc<Self>, before: Option<&MetadataImage>, image: &MetadataImage, caught_up: bool) {
         let none = BTreeMap::new();
@@ -737,14 +771,15 @@ impl Inner {
         let all_changed = before.is_none_or(|before| {
             before.broker_configs != image.broker_configs || before.brokers != image.brokers
         });
-        let mut to_open = Vec::new();
+        let (mut to_open, mut to_delete) = (Vec::new(), Vec::new());
         for (topic_id, topic) in &image.topics {
             let unchanged = topics_before.get(topic_id).is_some_and(|before| Arc::ptr_eq(before, topic));
             if !unchanged || all_changed {
-                self.apply_topic(image, topic, caught_up, &mut to_open);
+                self.apply_topic(image, topic, caught_up, &mut to_open, &mut to_delete);
             }
         }
         if caught_up {
+            to_delete.into_iter().for_each(|id| self.delete(id));
             for topic in topics_before.values().filter(|topic| !image.topics.contains_key(&topic.topic_id)) {
                 self.delete_topic(topic);
             }
@@ -754,21 +789,28 @@ impl Inner {
         }
     }
 
-    /// Brings the partitions of one topic up to date; those to be opened come last, since that takes longer.
+    /// Brings the partitions of one topic up to date; those to be opened, or that are hosted here and have no replica
+    /// here any more, come last, since that takes longer.
     fn apply_topic(
         self: &Arc<Self>,
         image: &MetadataImage,
         topic: &TopicImage,
         caught_up: bool,
         to_open: &mut Vec<(TopicIdPartition, Arc<TopicSettings>, Assignment)>,
+        to_delete: &mut Vec<TopicIdPartition>,
     ) {
         let mut settings: Option<Arc<TopicSettings>> = None;
         for (number, state) in (0..).zip(&topic.partitions) {
             let id = TopicIdPartition { topic_id: topic.topic_id, partition: number };
             let own = state.replicas.iter().find(|replica| replica.volume_uuid == self.options.volume_uuid);
             let hosted = self.partitions.read().get(&id).cloned();
-            if hosted.is_none() && own.is_none() {
-                continue;
+            if own.is_none() {
+                if hosted.is_none() {
+                    continue;
+                }
+                if self.is_taken_away(image, state) {
+                    to_delete.push(id);
+                }
             }
             let settings =
                 Arc::clone(settings.get_or_insert_with(|| Arc::new((self.options.topic_settings)(topic))));
@@ -821,6 +863,17 @@ impl Inner {
         self.partitions.write().insert(id, hosted);
     }
 
+    /// Whether the image says for certain that this broker has no replica of the partition.
+    fn is_taken_away(&self, image: &MetadataImage, state: &PartitionImage) -> bool {
+        let volume_uuid = self.options.volume_uuid;
+        let own = image.brokers.values().find(|broker| broker.volume_uuid == volume_uuid);
+        own.is_some_and(|own| {
+            let elsewhere =
+                |replica: &Replica| replica.broker_id != own.broker_id && replica.volume_uuid != volume_uuid;
+            state.replicas.iter().all(elsewhere)
+        })
+    }
+
     fn delete_topic(&self, topic: &TopicImage) {
         for number in (0..).take(topic.partitions.len()) {
             let id = TopicIdPartition { topic_id: topic.topic_id, partition: number };
@@ -853,7 +906,7 @@ impl Inner {
         let mut disowned = Vec::new();
         for stored in self.options.store.list() {
             let id = stored.partition;
-            if image.partition(id).is_some() {
+            if image.partition(id).is_some_and(|state| !self.is_taken_away(image, state)) {
                 continue;
             }
             match stored.known_at {
@@ -864,12 +917,13 @@ impl Inner {
                     }
                     tracing::error!(
                         topic_id = %id.topic_id, partition = id.partition,
-                        "kept a log that the metadata does not know although it once did: metadata may have been lost"
+                        "kept a log that the metadata does not know, or has elsewhere, although it is older than the \
+                         log: metadata may have been lost"
                     );
                 }
                 None => tracing::warn!(
                     topic_id = %id.topic_id, partition = id.partition,
-                    "kept a log of an unknown topic; delete its directory to free the space"
+                    "kept a log of an unknown topic, or one that is elsewhere now; delete its directory to free the space"
                 ),
             }
         }
@@ -955,7 +1009,7 @@ fn assignment(
         partition_epoch: state.partition_epoch,
         isr: state.isr.clone(),
         followers: others.map(member).collect(),
-        min_isr: min_insync_replicas.min(state.replicas.len()),
+        min_isr: state.effective_min_in_sync(min_insync_replicas),
     })
 }
 
@@ -999,6 +1053,7 @@ async fn follow_image(inner: Arc<Inner>) {
         caught_up |= *caught_up_watch.borrow_and_update();
         let image = Arc::clone(&images.borrow_and_update());
         let (next, previous) = (Arc::clone(&image), before.take());
+        inner.set_throttle_rates(&image);
         blocking(&inner, move |inner| {
             if caught_up && !was_caught_up {
                 // Roles were held back until now, so every topic is looked at again.

@@ -45,6 +45,8 @@ fn image_at_epoch(log_index: u64, leader_epoch: i32, topics: &[(u128, &[i32])]) 
             ],
             isr: vec![*leader],
             elr: Vec::new(),
+            adding: Vec::new(),
+            removing: Vec::new(),
             leader: *leader,
             leader_epoch,
             partition_epoch: leader_epoch,
@@ -98,6 +100,7 @@ impl Broker {
             images: images.subscribe(),
             caught_up: caught_up.subscribe(),
             topic_settings: Arc::new(move |_| settings.clone()),
+            throttle_rates: Arc::new(|_| ThrottleRates::default()),
             peers: Arc::new(NoPeers),
             rack_aware_reads: true,
             replica_lag: Duration::from_secs(30),
@@ -143,7 +146,7 @@ impl Broker {
     }
 
     fn stored(&self) -> Vec<StoredLog> {
-        self.manager.inner.options.store.list()
+        self.manager.stored_logs()
     }
 }
 
@@ -608,6 +611,92 @@ async fn logs_that_lost_metadata_does_not_know_are_kept_for_good() {
     // A new quorum under the old cluster id counts from the start again.
     for log_index in [20, 900] {
         let broker = Broker::start(volume.path(), image(log_index, &[])).await;
+        assert_eq!(broker.stored().len(), 1, "at {log_index}");
+        broker.manager.shutdown().await;
+    }
+}
+
+/// An image in which this broker is registered, and partition 0 of topic 1 is on another one.
+fn image_elsewhere(log_index: u64) -> Arc<MetadataImage> {
+    let mut image = (*image(log_index, &[(1, &[OTHER])])).clone();
+    let topic = Arc::make_mut(image.topics.get_mut(&topic_id(1)).unwrap());
+    topic.partitions[0].replicas.remove(0);
+    let own = BrokerImage {
+        broker_id: OURS,
+        broker_epoch: 1,
+        volume_uuid: volume_uuid(),
+        raft_node_id: 1,
+        address: String::new(),
+        endpoints: Vec::new(),
+        rack: None,
+        fenced: false,
+        in_controlled_shutdown: false,
+        version: String::new(),
+        min_insync_replicas: 1,
+    };
+    image.brokers.insert(OURS, Arc::new(own));
+    Arc::new(image)
+}
+
+#[tokio::test]
+async fn the_log_of_a_replica_that_was_taken_away_is_deleted() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    broker.produce(id(1, 0), batch(1, b"v")).await;
+    broker.publish(image_elsewhere(6)).await;
+    assert!(broker.stored().is_empty() && broker.manager.logs().is_empty());
+    let outcome = broker.produce(id(1, 0), batch(1, b"v")).await;
+    let hint = outcome.leader.map(|leader| leader.leader_id);
+    assert_eq!((outcome.error, hint), (ErrorCode::NotLeaderOrFollower, Some(OTHER)));
+    broker.publish(image_at_epoch(7, 4, &[(1, &[OURS])])).await;
+    assert_eq!(broker.produce(id(1, 0), batch(1, b"v")).await.base_offset, 0, "it begins anew");
+}
+
+#[tokio::test]
+async fn a_log_is_kept_where_the_image_is_not_certain_that_the_replica_was_taken_away() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    broker.produce(id(1, 0), batch(1, b"v")).await;
+    let mut unregistered = (*image_elsewhere(6)).clone();
+    unregistered.brokers.clear();
+    broker.publish(Arc::new(unregistered)).await;
+    assert_eq!(broker.stored().len(), 1, "this broker is not known");
+    let mut on_another_volume = (*image_elsewhere(7)).clone();
+    let topic = Arc::make_mut(on_another_volume.topics.get_mut(&topic_id(1)).unwrap());
+    topic.partitions[0].replicas.push(Replica { broker_id: OURS, volume_uuid: Uuid::from_u128(0xdead) });
+    broker.publish(Arc::new(on_another_volume)).await;
+    assert_eq!(broker.stored().len(), 1, "the replica was on another volume of this broker");
+    broker.publish(image_elsewhere(8)).await;
+    assert!(broker.stored().is_empty());
+}
+
+#[tokio::test]
+async fn the_log_of_a_replica_that_was_taken_away_while_the_broker_was_down_goes_once_it_has_caught_up() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    broker.produce(id(1, 0), batch(1, b"v")).await;
+    broker.manager.shutdown().await;
+    for (first, opened) in [(image_elsewhere(3), 0), (image(3, &[(1, &[OURS])]), 1)] {
+        let broker = Broker::start_with(volume.path(), first, false, TopicSettings::default()).await;
+        broker.publish(image_elsewhere(9)).await;
+        assert_eq!((broker.stored().len(), broker.manager.logs().len()), (1, opened), "not caught up");
+        broker.manager.shutdown().await;
+    }
+    let broker =
+        Broker::start_with(volume.path(), image_elsewhere(10), false, TopicSettings::default()).await;
+    broker.caught_up.send_replace(true);
+    broker.publish(image_elsewhere(11)).await;
+    assert!(broker.stored().is_empty());
+}
+
+#[tokio::test]
+async fn a_log_that_lost_metadata_has_elsewhere_is_kept_for_good() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(500, &[(1, &[OURS])])).await;
+    broker.produce(id(1, 0), batch(1, b"v")).await;
+    broker.manager.shutdown().await;
+    for log_index in [20, 900] {
+        let broker = Broker::start(volume.path(), image_elsewhere(log_index)).await;
         assert_eq!(broker.stored().len(), 1, "at {log_index}");
         broker.manager.shutdown().await;
     }

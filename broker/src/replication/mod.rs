@@ -1,12 +1,13 @@
 //! Partitions hosted by this broker: leadership, appends, reads, and the requests that wait for them.
 //!
 //! [`ReplicaManager`] follows the metadata image: it opens the logs of partitions that have a replica here, leads or
-//! follows as the image says, and deletes logs of topics that are gone. [`Partition`] is one of them. What a client
+//! follows as the image says, and deletes logs of topics that are gone and of replicas that were taken away. [`Partition`] is one of them. What a client
 //! sends is judged in [`validate`] and [`producer_state`], which know no log.
 //!
 //! Kafka's model of replication: followers fetch from the leader (`fetcher` there, `sessions` here), the leader keeps
 //! track of them (`leadership`, pure), the high watermark is the lowest durable end of the in-sync replicas
-//! (`watermark`), and changes of the in-sync replicas are proposed to the controller (`proposals`).
+//! (`watermark`), and changes of the in-sync replicas are proposed to the controller (`proposals`). Filling replicas that
+//! are not in sync can be throttled at either side (`throttle`).
 //!
 //! Invariants:
 //! - A produce request with acks=all is answered with success only when its records are below the high watermark, that
@@ -23,8 +24,10 @@ pub mod manager;
 pub mod partition;
 pub mod peers;
 pub mod producer_state;
+mod progress;
 mod proposals;
 mod sessions;
+mod throttle;
 pub mod validate;
 mod waiters;
 mod watermark;
@@ -32,6 +35,12 @@ mod watermark;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests may panic")]
 mod fleet_test;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod reassignment_test;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod test_fleet;
 
 use std::time::Duration;
 
@@ -46,6 +55,8 @@ pub use cleaner::{CleanerOptions, LogCleaner};
 pub use leadership::{LeaderAssignment, Member, Proposal};
 pub use manager::{HostedLog, PendingProduce, ReplicaManager, ReplicaManagerOptions};
 pub use partition::Partition;
+pub use progress::{Progress, ReplicaProgress};
+pub use throttle::{ThrottleRates, ThrottledReplicas};
 pub use validate::RecordError;
 
 /// Settings of a topic, as far as its partitions need them.
@@ -67,6 +78,12 @@ pub struct TopicSettings {
     pub timestamp_after_max_ms: i64,
     /// In-sync replicas that acks=all needs (`min.insync.replicas`).
     pub min_insync_replicas: usize,
+    /// Replicas whose reads from their leader are throttled, named by partition and leader
+    /// (`leader.replication.throttled.replicas`).
+    pub leader_throttled: ThrottledReplicas,
+    /// Replicas whose fetching is throttled, named by partition and follower
+    /// (`follower.replication.throttled.replicas`).
+    pub follower_throttled: ThrottledReplicas,
 }
 
 /// Kafka's defaults.
@@ -81,6 +98,8 @@ impl Default for TopicSettings {
             timestamp_before_max_ms: i64::MAX,
             timestamp_after_max_ms: 3_600_000,
             min_insync_replicas: 1,
+            leader_throttled: ThrottledReplicas::None,
+            follower_throttled: ThrottledReplicas::None,
         }
     }
 }

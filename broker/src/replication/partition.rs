@@ -13,6 +13,7 @@ use millrace_protocol::records::{BatchError, BatchHeader, RecordBatch};
 use millrace_protocol::{ErrorCode, RecordBytes};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::leadership::{LeaderAssignment, Proposal};
 use super::producer_state::{ProducerStates, SequenceError, Verdict};
@@ -20,7 +21,9 @@ use super::sessions::FollowerSignal;
 use super::validate::ValidatedBatch;
 use super::waiters::Waiters;
 use super::watermark::Watermark;
-use super::{FetchPartition, FoundOffset, OffsetQuery, RequiredAcks, TopicSettings};
+use super::{
+    FetchPartition, FoundOffset, OffsetQuery, ReplicaProgress, RequiredAcks, ThrottledReplicas, TopicSettings,
+};
 use crate::metadata::image::{BrokerId, TopicIdPartition};
 use crate::storage::batch::{StoredBatchError, parse_whole};
 use crate::storage::{
@@ -94,6 +97,9 @@ pub struct Partition {
 #[derive(Debug)]
 struct State {
     role: Role,
+    /// While it leads: first epoch since which nobody else has led. An epoch that follows directly on one in which this
+    /// broker led is such a one; it begins when a replica is taken away.
+    led_since: i32,
     settings: Arc<TopicSettings>,
     producers: ProducerStates,
     /// States of the producers at earlier log ends, oldest first.
@@ -241,7 +247,7 @@ impl Partition {
         let snapshots: VecDeque<_> = opened.state.into_iter().collect();
         let producers = producers_at(id, opened.log.as_ref(), &snapshots, ends.log_end, now_ms)?;
         let role = Role { leader_epoch: -1, leads: false, follows: None };
-        let state = Mutex::new(State { role, settings, producers, snapshots });
+        let state = Mutex::new(State { role, led_since: -1, settings, producers, snapshots });
         Ok(Self { id, log: opened.log, watermark, state })
     }
 
@@ -267,6 +273,10 @@ impl Partition {
         let before = {
             let mut state = self.state.lock();
             let before = std::mem::replace(&mut state.role, role);
+            let goes_on = before.leads && role.leader_epoch <= before.leader_epoch.saturating_add(1);
+            if !goes_on {
+                state.led_since = role.leader_epoch;
+            }
             match assignment {
                 Assignment::Leads(assignment) => {
                     if before != role {
@@ -354,8 +364,11 @@ impl Partition {
     /// How far an append has come that waits for `acks` (P11).
     pub fn progress(&self, appended: &Appended, acks: RequiredAcks) -> Progress {
         // First: an offset that another leader has written meanwhile is not this append.
-        let role = self.role();
-        if !role.leads || role.leader_epoch != appended.leader_epoch {
+        let (role, led_since) = {
+            let state = self.state.lock();
+            (state.role, state.led_since)
+        };
+        if !role.leads || appended.leader_epoch < led_since {
             return Progress::Failed(ErrorCode::NotLeaderOrFollower);
         }
         let end = match acks {
@@ -583,6 +596,42 @@ impl Partition {
         self.watermark.leadership(|leadership| leadership.readable_followers(offset)).unwrap_or_default()
     }
 
+    /// Whether this broker leads the partition, and is throttled in that.
+    pub(super) fn is_throttled_leader(&self) -> bool {
+        let settings = self.settings();
+        let own = || self.watermark.leadership(|leadership| leadership.own_id());
+        match &settings.leader_throttled {
+            ThrottledReplicas::None => false,
+            listed => own().is_some_and(|own| listed.contains(self.id.partition, own)),
+        }
+    }
+
+    /// Whether this broker leads the partition, and that follower is in sync.
+    pub(super) fn has_in_sync_follower(&self, broker_id: BrokerId) -> bool {
+        self.watermark.leadership(|leadership| leadership.is_in_sync(broker_id)) == Some(true)
+    }
+
+    /// How far the followers are; nothing where this broker does not lead. Blocks on the disk.
+    pub(super) fn followers_progress(&self, now: Instant) -> Result<Vec<ReplicaProgress>, StorageError> {
+        let positions = self.watermark.leadership(|leadership| leadership.positions(now));
+        let progress = positions.unwrap_or_default().into_iter().map(|position| {
+            let bytes_done = self.log.size_below(position.durable_end.unwrap_or(0))?;
+            Ok(ReplicaProgress {
+                partition: self.id,
+                broker_id: position.broker_id,
+                bytes_done,
+                bytes_left: self.log.size().saturating_sub(bytes_done),
+                bytes_per_second: position.bytes_per_second,
+            })
+        });
+        progress.collect()
+    }
+
+    /// Takes note of records that were sent to a follower.
+    pub(super) fn sent_to_follower(&self, broker_id: BrokerId, bytes: usize, now: Instant) {
+        self.watermark.leadership(|leadership| leadership.sent(broker_id, bytes as u64, now));
+    }
+
     /// Followers' sessions, replica lag and proposals.
     pub(super) fn watermark(&self) -> &Watermark {
         &self.watermark
@@ -600,7 +649,11 @@ impl Partition {
 
     /// For a follower: where its log ends, and the epoch of the last record in it.
     pub fn fetch_position(&self) -> (i64, Option<i32>) {
-        let log_end = self.log.ends().log_end;
+        self.fetch_position_at(self.log.ends().log_end)
+    }
+
+    /// The same for a log that ends at `log_end`.
+    pub(super) fn fetch_position_at(&self, log_end: i64) -> (i64, Option<i32>) {
         (log_end, self.log.epoch_at(log_end - 1))
     }
 

@@ -14,7 +14,9 @@ use crate::metadata::controller::{ControllerRequest, ControllerResponse, IsrChan
 use crate::metadata::image::BrokerImage;
 use crate::metadata::raft;
 use crate::metadata::service::BrokerState;
-use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall};
+use crate::schema::internal::{
+    ReplicaFetchAnswer, ReplicaFetchCall, ReplicaProgressAnswer, ReplicaProgressCall,
+};
 
 /// Time that the controller gets to answer; elections of a controller are shorter.
 const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,6 +30,13 @@ pub trait Peers: fmt::Debug + Send + Sync {
         call: ReplicaFetchCall,
         timeout: Duration,
     ) -> BoxFuture<'static, Result<ReplicaFetchAnswer, String>>;
+
+    /// Asks a leader how far the followers of partitions under reassignment are.
+    fn progress(
+        &self,
+        leader: &BrokerImage,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<ReplicaProgressAnswer, String>>;
 
     /// Asks the controller for other in-sync replicas. One answer for each change; the image contains what it did.
     fn alter_partitions(&self, changes: Vec<IsrChange>)
@@ -61,6 +70,21 @@ impl Peers for FleetPeers {
         async move {
             let body = raft::encode(&call).map_err(|error| error.to_string())?;
             let answer = client.call(&peer, Method::ReplicaFetch, body, timeout).await;
+            raft::decode(answer.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
+        }
+        .boxed()
+    }
+
+    fn progress(
+        &self,
+        leader: &BrokerImage,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<ReplicaProgressAnswer, String>> {
+        let client = self.client.clone();
+        let peer = PeerAddress { address: leader.address.clone(), node_id: Some(leader.raft_node_id) };
+        async move {
+            let body = raft::encode(&ReplicaProgressCall::default()).map_err(|error| error.to_string())?;
+            let answer = client.call(&peer, Method::ReplicaProgress, body, timeout).await;
             raft::decode(answer.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
         }
         .boxed()
@@ -100,6 +124,14 @@ impl Peers for NoPeers {
         _call: ReplicaFetchCall,
         _timeout: Duration,
     ) -> BoxFuture<'static, Result<ReplicaFetchAnswer, String>> {
+        futures::future::ready(Err("nobody is there".to_owned())).boxed()
+    }
+
+    fn progress(
+        &self,
+        _leader: &BrokerImage,
+        _timeout: Duration,
+    ) -> BoxFuture<'static, Result<ReplicaProgressAnswer, String>> {
         futures::future::ready(Err("nobody is there".to_owned())).boxed()
     }
 

@@ -7,6 +7,9 @@
 //!
 //! Records wake a waiting call at once. A high watermark alone waits a moment for records to travel with: nobody but
 //! readers of followers needs it.
+//!
+//! Partitions that are throttled here are passed over while the rate is used up, for followers that are not in sync
+//! (KIP-73); what in-sync ones get of them counts for the rate all the same. They are looked at again when it allows it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -20,6 +23,7 @@ use tokio::time::Instant;
 
 use super::leadership::Proposal;
 use super::partition::{FollowerView, Partition};
+use super::throttle::Quota;
 use crate::metadata::image::{BrokerId, TopicIdPartition};
 use crate::schema::internal::replica_fetch_answer::FetchedReplica;
 use crate::schema::internal::replica_fetch_call::FollowedPartition;
@@ -101,6 +105,7 @@ impl FollowerSignal {
 #[derive(Debug, Default)]
 pub(super) struct FollowerSessions {
     sessions: Mutex<HashMap<BrokerId, Handle>>,
+    quota: Arc<Mutex<Quota>>,
 }
 
 #[derive(Clone, Debug)]
@@ -117,6 +122,24 @@ struct Session {
     next_epoch: i32,
     signal: Arc<FollowerSignal>,
     partitions: HashMap<TopicIdPartition, Followed>,
+    quota: Arc<Mutex<Quota>>,
+}
+
+/// What becomes of the records of a throttled partition.
+enum Throttled {
+    /// They are held back for this long.
+    Wait(Duration),
+    /// Up to so many bytes may go.
+    Portion(usize),
+}
+
+/// What there is for a follower.
+struct Look {
+    answer: Vec<FetchedReplica>,
+    /// Whether it is worth saying at once.
+    is_loud: bool,
+    /// Time after which there may be more, as the throttle held something back.
+    pause: Option<Duration>,
 }
 
 /// A partition of a session.
@@ -179,6 +202,16 @@ impl FollowerSessions {
         session.wait(deadline, max_bytes).await
     }
 
+    /// Sets the rate of throttled partitions, in bytes per second.
+    pub(super) fn set_rate(&self, rate: u64, now: Instant) {
+        self.quota.lock().set_rate(rate, now);
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_throttled(&self) -> bool {
+        self.quota.lock().is_limited()
+    }
+
     /// Whether a call of the follower came within `limit`.
     pub(super) fn is_alive(&self, follower: BrokerId, limit: Duration) -> bool {
         self.sessions.lock().get(&follower).is_some_and(|handle| handle.last_call.elapsed() <= limit)
@@ -198,6 +231,7 @@ impl FollowerSessions {
             next_epoch: BEGIN,
             signal: Arc::clone(&signal),
             partitions: HashMap::new(),
+            quota: Arc::clone(&self.quota),
         };
         let session = Arc::new(tokio::sync::Mutex::new(session));
         let handle = Handle { signal, session, last_call: Instant::now() };
@@ -273,7 +307,7 @@ impl Session {
         let mut deadline = deadline;
         loop {
             let marked = self.signal.take();
-            let (answer, is_loud) = self.look(marked, max_bytes).await;
+            let Look { answer, is_loud, pause } = self.look(marked, max_bytes).await;
             let now = Instant::now();
             let woken = self.signal.woken.swap(false, Ordering::AcqRel);
             if is_loud || woken || self.signal.is_ended() || now >= deadline {
@@ -286,17 +320,16 @@ impl Session {
                 deadline = deadline.min(now + QUIET_WAIT);
             }
             // At the deadline it looks once more.
-            let _ = tokio::time::timeout_at(deadline, self.signal.changed.notified()).await;
+            let until = pause.map_or(deadline, |pause| deadline.min(now + pause));
+            let _ = tokio::time::timeout_at(until, self.signal.changed.notified()).await;
         }
     }
 
-    /// What there is to say about `marked`, and whether it is worth saying at once. What does not fit is marked again.
-    async fn look(
-        &self,
-        marked: VecDeque<TopicIdPartition>,
-        max_bytes: usize,
-    ) -> (Vec<FetchedReplica>, bool) {
+    /// What there is to say about `marked`. What does not fit is marked again.
+    async fn look(&self, marked: VecDeque<TopicIdPartition>, max_bytes: usize) -> Look {
         let mut answer = Vec::new();
+        let (mut held_back, mut pause) = (Vec::new(), None);
+        let is_limited = self.quota.lock().is_limited();
         let (mut left, mut is_loud) = (max_bytes, false);
         let mut marked = marked.into_iter();
         while let Some(id) = marked.next() {
@@ -307,10 +340,19 @@ impl Session {
                     .put_back(std::iter::once(id).chain(marked.by_ref()).collect::<Vec<_>>().into_iter());
                 break;
             }
-            let finding = match find(id, followed, left, nothing_yet, true) {
+            let portion = match is_limited.then(|| self.throttle(followed)).flatten() {
+                None => left,
+                Some(Throttled::Portion(bytes)) => left.min(bytes),
+                Some(Throttled::Wait(wait)) => {
+                    held_back.push(id);
+                    pause = Some(wait);
+                    continue;
+                }
+            };
+            let finding = match find(id, followed, portion, nothing_yet, true) {
                 Finding::Cold => {
                     let followed = followed.clone();
-                    let cold = move || find(id, &followed, left, nothing_yet, false);
+                    let cold = move || find(id, &followed, portion, nothing_yet, false);
                     match tokio::task::spawn_blocking(cold).await {
                         Ok(finding) => finding,
                         Err(error) if error.is_cancelled() => Finding::Nothing,
@@ -321,6 +363,8 @@ impl Session {
             };
             match finding {
                 Finding::Nothing | Finding::Cold => {}
+                // It comes first in the next answer, whatever its size.
+                Finding::DoesNotFit if portion < left => held_back.push(id),
                 Finding::DoesNotFit => {
                     self.signal
                         .put_back(std::iter::once(id).chain(marked.by_ref()).collect::<Vec<_>>().into_iter());
@@ -330,11 +374,39 @@ impl Session {
                 Finding::Loud(found) => {
                     left = left.saturating_sub(found.records.len());
                     is_loud = true;
+                    self.count(followed, found.records.len(), is_limited);
                     answer.push(found);
                 }
             }
         }
-        (answer, is_loud)
+        self.signal.put_back(held_back.into_iter());
+        Look { answer, is_loud, pause }
+    }
+
+    /// What the throttle says to the records of a partition for this follower; `None` if it does not concern them, or
+    /// there are none.
+    fn throttle(&self, followed: &Followed) -> Option<Throttled> {
+        let partition = followed.partition.as_ref().filter(|_| followed.refused.is_none())?;
+        let has_records = partition.log().ends().durable_end > followed.offset;
+        let concerned = has_records
+            && partition.is_throttled_leader()
+            && !partition.has_in_sync_follower(self.follower.0);
+        let quota = self.quota.lock();
+        let verdict = || match quota.wait(Instant::now()) {
+            Some(wait) => Throttled::Wait(wait),
+            None => Throttled::Portion(quota.portion()),
+        };
+        concerned.then(verdict)
+    }
+
+    /// Takes note of records that go out.
+    fn count(&self, followed: &Followed, bytes: usize, is_limited: bool) {
+        let Some(partition) = followed.partition.as_ref().filter(|_| bytes > 0) else { return };
+        let now = Instant::now();
+        partition.sent_to_follower(self.follower.0, bytes, now);
+        if is_limited && partition.is_throttled_leader() {
+            self.quota.lock().record(bytes, now);
+        }
     }
 
     /// Remembers what the follower is told.

@@ -11,7 +11,7 @@ use crate::config::topic::{self, CompressionType, DynamicConfig};
 use crate::config::{BrokerConfig, TopicConfig, registry};
 use crate::metadata::controller::Settings;
 use crate::metadata::image::{BrokerId, MetadataImage, TopicImage};
-use crate::replication::TopicSettings;
+use crate::replication::{ThrottleRates, ThrottledReplicas, TopicSettings};
 use crate::storage::{CompactionSettings, Durability, LogSettings};
 
 /// The broker's configuration as the controller uses it.
@@ -127,6 +127,29 @@ pub fn topic_settings(config: &BrokerConfig, image: &MetadataImage, topic: &Topi
         timestamp_before_max_ms: resolved.timestamp_before_max_ms,
         timestamp_after_max_ms: resolved.timestamp_after_max_ms,
         min_insync_replicas: resolved.min_insync_replicas,
+        leader_throttled: ThrottledReplicas::parse(&resolved.leader_throttled_replicas),
+        follower_throttled: ThrottledReplicas::parse(&resolved.follower_throttled_replicas),
+    }
+}
+
+/// How fast the broker on this volume fills throttled replicas, or has them filled: its own setting in the metadata, else
+/// that of all brokers, else its file's.
+pub fn throttle_rates(config: &BrokerConfig, image: &MetadataImage, volume_uuid: Uuid) -> ThrottleRates {
+    let own = image.brokers.values().find(|broker| broker.volume_uuid == volume_uuid);
+    let dynamic = match own {
+        Some(own) => DynamicConfig::of(&image.broker_configs, own.broker_id),
+        None => DynamicConfig::cluster_wide(&image.broker_configs),
+    };
+    let rate = |name: &str| {
+        let key = registry::broker_key(name).expect("the registry has both rates");
+        let setting = topic::broker_settings(key, dynamic, config).into_iter().next();
+        // The highest number that the key takes means no limit.
+        let rate = setting.and_then(|setting| setting.value.parse().ok()).filter(|rate| *rate != i64::MAX);
+        rate.map_or(u64::MAX, |rate: i64| u64::try_from(rate).unwrap_or(0))
+    };
+    ThrottleRates {
+        leader: rate("leader.replication.throttled.rate"),
+        follower: rate("follower.replication.throttled.rate"),
     }
 }
 
@@ -181,6 +204,40 @@ mod tests {
     fn set(image: &mut MetadataImage, target: ConfigTarget, key: &str, value: &str) {
         let (key, value) = (key.to_owned(), Some(value.to_owned()));
         image.apply(&Record::Config { target, key, value }, 2).unwrap();
+    }
+
+    #[test]
+    fn throttled_rates_are_the_brokers_own_then_the_clusters_then_its_files() {
+        let mut image = image();
+        let config = Arc::clone(&settings(&["leader.replication.throttled.rate=7"]).config);
+        let rates = |image: &MetadataImage| {
+            let ThrottleRates { leader, follower } = throttle_rates(&config, image, Uuid::from_u128(2));
+            (leader, follower)
+        };
+        assert_eq!(rates(&image), (7, u64::MAX));
+        set(&mut image, ConfigTarget::Broker(None), "follower.replication.throttled.rate", "5");
+        assert_eq!(rates(&image), (7, 5));
+        set(&mut image, ConfigTarget::Broker(Some(3)), "follower.replication.throttled.rate", "0");
+        set(
+            &mut image,
+            ConfigTarget::Broker(Some(3)),
+            "leader.replication.throttled.rate",
+            "9223372036854775807",
+        );
+        assert_eq!(rates(&image), (u64::MAX, 0));
+        set(&mut image, ConfigTarget::Broker(Some(4)), "leader.replication.throttled.rate", "1");
+        assert_eq!(rates(&image), (u64::MAX, 0), "of another broker");
+    }
+
+    #[test]
+    fn throttled_replicas_come_from_the_topic() {
+        let mut image = image();
+        let config = Arc::clone(&settings(&[]).config);
+        set(&mut image, ConfigTarget::Topic(TOPIC), "leader.replication.throttled.replicas", "0:3,1:3");
+        set(&mut image, ConfigTarget::Topic(TOPIC), "follower.replication.throttled.replicas", "*");
+        let settings = topic_settings(&config, &image, &image.topics[&TOPIC]);
+        assert_eq!(settings.leader_throttled, ThrottledReplicas::Listed(vec![(0, 3), (1, 3)]));
+        assert_eq!(settings.follower_throttled, ThrottledReplicas::All);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::calls::Calls;
-use super::settings::{ControllerSettings, topic_settings};
+use super::settings::{ControllerSettings, throttle_rates, topic_settings};
 use super::{ClientListener, ServerContext};
 use crate::api::{Api, ApiParts};
 use crate::config::{self, BrokerConfig, HostPort};
@@ -269,8 +269,8 @@ impl Broker {
         if let Some(tls) = tls {
             inside_tasks.spawn(tls.watch(tls::RELOAD_INTERVAL, inside.clone()));
         }
-        let router = management::router(metadata.member());
         let calls = Arc::new(Calls::new(metadata.call_handler()));
+        let router = management::router(metadata.member(), calls.replicas());
         inside_tasks.spawn(fleet.serve(local, Arc::clone(&calls) as _, router, inside.clone()));
         if mode == Mode::Alone {
             metadata.bootstrap_single().await.map_err(|error| Failure::runtime(chain(&error)))?;
@@ -451,13 +451,14 @@ async fn start_replicas(
         .map_err(|error| Failure::runtime(chain(&error)))?;
     let (caught_up, is_caught_up) = watch::channel(false);
     tasks.spawn(watch_registration(metadata.handle(), metadata.broker_state(), caught_up, stop.clone()));
-    let (settings_config, handle) = (Arc::clone(config), metadata.handle());
+    let (settings_config, rates_config, handle) = (Arc::clone(config), Arc::clone(config), metadata.handle());
     Ok(ReplicaManager::start(ReplicaManagerOptions {
         store: Arc::new(store),
         volume_uuid,
         images: metadata.handle().subscribe(),
         caught_up: is_caught_up,
         topic_settings: Arc::new(move |topic| topic_settings(&settings_config, &handle.image(), topic)),
+        throttle_rates: Arc::new(move |image| throttle_rates(&rates_config, image, volume_uuid)),
         peers: Arc::new(peers),
         rack_aware_reads: config.replica_fetch.rack_aware_reads,
         replica_lag: config.replica_fetch.lag,

@@ -64,6 +64,7 @@ macro_rules! conformance_tests {
             retention_by_size_keeps_at_least_the_limit_r2,
             retention_never_passes_its_bound,
             a_deleted_log_is_gone_and_begins_anew,
+            the_size_of_the_beginning_grows_from_nothing_to_all,
             stored_logs_are_listed_with_what_the_checkpoint_knew,
             a_closed_store_refuses,
             written_durability_is_readable_at_once_and_lasts,
@@ -571,6 +572,21 @@ pub(crate) fn retention_never_passes_its_bound(volume: &dyn Volume) {
     batches_at(&log, &[1, 2, 3, 4]);
     log.log.retain(1_000_000, 2).expect("two go");
     assert_eq!(log.log.ends().log_start, 2);
+}
+
+pub(crate) fn the_size_of_the_beginning_grows_from_nothing_to_all(volume: &dyn Volume) {
+    let log = open(&volume.open(), LogSettings::default());
+    for _ in 0..5 {
+        log.append(&[batch(2, &[7; 100])], 0);
+    }
+    let below = |offset| log.log.size_below(offset).expect("the log is open");
+    let sizes: Vec<u64> = (0..=10).map(below).collect();
+    assert!(sizes.is_sorted(), "{sizes:?}");
+    assert_eq!((sizes[0], sizes[10], below(99)), (0, log.log.size(), log.log.size()));
+    assert!(sizes[4] > 0 && sizes[6] < sizes[10], "{sizes:?}");
+    log.log.set_log_start(6).expect("it is below the end");
+    assert_eq!((below(6), below(10)), (0, log.log.size()));
+    assert!(below(8) > 0 && below(8) < log.log.size());
 }
 
 pub(crate) fn a_deleted_log_is_gone_and_begins_anew(volume: &dyn Volume) {

@@ -282,7 +282,7 @@ pub trait LogStore: Send + Sync + std::fmt::Debug {
 
     /// Deletes a log, open or not. Handles of it answer [`StorageError::Gone`] from then on.
     ///
-    /// Its partition is not expected to come back: opening it after a crash may report the records as missing.
+    /// Durable on return. The partition may come back, as a replica does that was taken away: its log begins anew then.
     fn delete(&self, partition: TopicIdPartition) -> Result<(), StorageError>;
 
     /// Waits for room in the queue of appends; asks for the bytes of one request at once.
@@ -382,4 +382,8 @@ pub trait PartitionLog: Send + Sync + std::fmt::Debug {
     ///
     /// Appends, reads and cuts go on meanwhile; a second compaction does not.
     fn compact(&self, job: &CompactionJob<'_>) -> Result<CompactionReport, StorageError>;
+
+    /// Bytes stored of what lies below `offset`, as exactly as the index has it: batches that were written together count
+    /// as a whole or not at all, and what compaction has removed counts as if it had lain below. Blocks on the disk.
+    fn size_below(&self, offset: i64) -> Result<u64, StorageError>;
 }

@@ -191,3 +191,86 @@ fn the_leader_election_tool_elects_on_request() {
     assert!(elected.contains("Successfully completed leader election (UNCLEAN)"), "{elected}");
     leader_is("0", "4");
 }
+
+const REASSIGN: &str = "org.apache.kafka.tools.reassign.ReassignPartitionsCommand";
+
+#[test]
+fn the_reassignment_tool_moves_throttles_verifies_and_cancels() {
+    let fleet = Fleet::start(3);
+    let bootstrap = fleet.bootstrap_servers();
+    let server = ["--bootstrap-server", &bootstrap];
+    let topics =
+        |more: &[&str]| tool("org.apache.kafka.tools.TopicCommand", &[&server[..], more].concat(), "");
+    topics(&["--create", "--topic", "moves", "--replica-assignment", "0:1,1:2"]);
+    let lines: String = (0..1000).map(|number| format!("line-{number}\n")).collect();
+    let producer = "org.apache.kafka.tools.ConsoleProducer";
+    tool(producer, &[&server[..], &["--topic", "moves", "--command-property", "acks=all"]].concat(), &lines);
+
+    let directory = TempDir::new().unwrap();
+    let file = |name: &str, replicas: [&str; 2]| {
+        let path = directory.path().join(name);
+        let [first, second] = replicas;
+        let json = format!(
+            r#"{{"version":1,"partitions":[{{"topic":"moves","partition":0,"replicas":{first}}},
+               {{"topic":"moves","partition":1,"replicas":{second}}}]}}"#
+        );
+        std::fs::write(&path, json).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let reassign = |more: &[&str]| outcome(REASSIGN, &[&server[..], more].concat());
+    let throttles = || {
+        let configs = "kafka.admin.ConfigCommand";
+        let of = |kind, name| {
+            let arguments = ["--entity-type", kind, "--entity-name", name, "--describe"];
+            tool(configs, &[&server[..], &arguments].concat(), "")
+        };
+        (
+            of("brokers", "0").contains("replication.throttled.rate"),
+            of("topics", "moves").contains("throttled"),
+        )
+    };
+
+    // Another number of replicas in one, other brokers in both.
+    let there = file("there.json", ["[2,1]", "[0]"]);
+    let started =
+        reassign(&["--reassignment-json-file", &there, "--execute", "--throttle", "10000000"]).unwrap();
+    assert!(
+        started.contains("Successfully started partition reassignments for moves-0,moves-1"),
+        "{started}"
+    );
+    assert_eq!(throttles(), (true, true));
+    let verified = until("the reassignments to be complete", || {
+        let said =
+            reassign(&["--reassignment-json-file", &there, "--verify", "--preserve-throttles"]).unwrap();
+        (said.matches("is completed").count() == 2).then_some(said)
+    });
+    assert!(!verified.contains("still in progress"), "{verified}");
+    let verified = reassign(&["--reassignment-json-file", &there, "--verify"]).unwrap();
+    assert!(verified.contains("Clearing broker-level throttles"), "{verified}");
+    assert_eq!(throttles(), (false, false));
+    let described = topics(&["--describe", "--topic", "moves"]);
+    assert!(described.contains("Replicas: 2,1") && described.contains("Replicas: 0\t"), "{described}");
+
+    // Nothing gets through, so that there is something to cancel.
+    let back = file("back.json", ["[0,1]", "[1,2]"]);
+    reassign(&["--reassignment-json-file", &back, "--execute", "--throttle", "0"]).unwrap();
+    let listed = reassign(&["--list"]).unwrap();
+    assert!(listed.contains("moves-0: replicas: 0,1,2. adding: 0. removing: 2."), "{listed}");
+    assert!(listed.contains("moves-1: replicas: 1,2,0. adding: 1,2. removing: 0."), "{listed}");
+    let refused = reassign(&["--reassignment-json-file", &back, "--execute"]).unwrap_err();
+    assert!(refused.contains("there is an existing partition assignment"), "{refused}");
+    let cancelled = reassign(&["--reassignment-json-file", &back, "--cancel"]).unwrap();
+    assert!(
+        cancelled.contains("Successfully cancelled partition reassignments for: moves-0,moves-1"),
+        "{cancelled}"
+    );
+    assert!(reassign(&["--list"]).unwrap().contains("No partition reassignments found"));
+    assert_eq!(throttles(), (false, false));
+    let described = topics(&["--describe", "--topic", "moves"]);
+    assert!(described.contains("Replicas: 1,2") && described.contains("Replicas: 0\t"), "{described}");
+
+    let offsets =
+        tool("org.apache.kafka.tools.GetOffsetShell", &[&server[..], &["--topic", "moves"]].concat(), "");
+    let total: i64 = offsets.lines().filter_map(|line| line.rsplit(':').next()?.parse::<i64>().ok()).sum();
+    assert_eq!(total, 1000, "{offsets}");
+}

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
+use millrace_protocol::{Request, frame};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -303,6 +305,21 @@ impl Fleet {
         let answer = self.management(0, "POST", "/v1/quorum/bootstrap", Some(&body));
         assert!(matches!(&answer, Some((200, _))), "the quorum was not formed: {answer:?}");
     }
+}
+
+/// Sends one request of a client on a connection of its own, and waits for its answer.
+pub fn ask<R: Request>(address: &str, version: i16, request: &R) -> R::Response {
+    let mut bytes = BytesMut::new();
+    frame::encode_request(&mut bytes, version, 1, Some("test"), request)
+        .expect("the request fits its version");
+    let mut stream = TcpStream::connect(address).expect("the broker listens");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout can be set");
+    stream.write_all(&bytes).expect("the broker reads");
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).expect("the broker answers");
+    let mut answer = vec![0; usize::try_from(i32::from_be_bytes(length)).expect("lengths are not negative")];
+    stream.read_exact(&mut answer).expect("the broker answers in full");
+    frame::decode_response::<R>(answer.into(), version).expect("the answer can be read").1
 }
 
 /// Ports that nobody listens on at the moment. Below those that the system gives to outgoing connections, one of which

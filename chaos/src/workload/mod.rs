@@ -1,9 +1,11 @@
-//! What goes on all the time: idempotent producers, consumers, topics that come and go, and the ledger of it all.
+//! What goes on all the time: idempotent producers, consumers, topics that come and go, partitions that move, and the
+//! ledger of it all.
 
 pub mod churn;
 pub mod consumer;
 pub mod lane;
 pub mod ledger;
+pub mod moves;
 pub mod producer;
 pub mod record;
 pub mod routes;
@@ -22,6 +24,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::client::{Connection, Topic};
 use crate::fleet::until;
 use ledger::{Ledger, PartitionName};
+use moves::Replicas;
 use producer::{LaneEnd, LanePlan};
 use routes::Routes;
 
@@ -56,6 +59,8 @@ pub struct WorkloadPlan {
     pub retry_backoff: Duration,
     /// Replicas of topics that come and go; `None` leaves such topics out.
     pub churn: Option<i16>,
+    /// How many replicas partitions have while they are moved; `None` leaves them where they are.
+    pub moves: Option<Replicas>,
 }
 
 /// What tasks of the workload have in common.
@@ -82,6 +87,8 @@ pub struct Counters {
     pub retries: AtomicU64,
     /// Records read, each as often as it was.
     pub read: AtomicU64,
+    /// Reassignments that were begun or cancelled.
+    pub moves: AtomicU64,
     /// Errors that producers were answered.
     pub errors: Mutex<BTreeMap<&'static str, u64>>,
 }
@@ -109,6 +116,7 @@ pub struct Workload {
     shared: Arc<Shared>,
     lanes: JoinSet<LaneEnd>,
     churn: Option<JoinHandle<BTreeMap<String, bool>>>,
+    moves: Option<JoinHandle<()>>,
     /// Tasks without an end of their own.
     readers: JoinSet<()>,
 }
@@ -166,7 +174,10 @@ impl Workload {
         }
         readers.spawn(consumer::read_again(Arc::clone(&shared)));
         let churn = plan.churn.map(|replicas| tokio::spawn(churn::churn(Arc::clone(&shared), replicas)));
-        Ok(Self { shared, lanes, churn, readers })
+        let moves = plan
+            .moves
+            .map(|replicas| tokio::spawn(moves::move_partitions(Arc::clone(&shared), replicas, plan.seed)));
+        Ok(Self { shared, lanes, churn, moves, readers })
     }
 
     /// What its tasks share.
@@ -204,6 +215,9 @@ impl Workload {
             Some(churn) => churn.await?,
             None => BTreeMap::new(),
         };
+        if let Some(moves) = self.moves.take() {
+            moves.await?;
+        }
         stop.abort();
         Ok(Settled { made, topics })
     }

@@ -1,5 +1,6 @@
 //! Random histories of one partition, with a model of the data path: brokers that see the metadata late, leaders that
-//! do not know yet that they were replaced, proposals under way, lost answers, lost volumes, changes of settings.
+//! do not know yet that they were replaced, proposals under way, lost answers, lost volumes, changes of settings,
+//! reassignments after which brokers delete their logs.
 //!
 //! Committed is what lies below the highest high watermark of any leader so far. Whatever happens, every replica that the
 //! controller may elect cleanly holds all of it.
@@ -7,8 +8,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use millrace_protocol::ErrorCode;
-use millrace_protocol::messages::IncrementalAlterConfigsRequest;
+use millrace_protocol::messages::alter_partition_reassignments_request::{
+    ReassignablePartition, ReassignableTopic,
+};
 use millrace_protocol::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
+use millrace_protocol::messages::{AlterPartitionReassignmentsRequest, IncrementalAlterConfigsRequest};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -19,7 +23,9 @@ use super::{
 };
 use crate::metadata::image::{BrokerId, MetadataImage, PartitionImage, TopicIdPartition};
 
-const BROKERS: BrokerId = 3;
+const BROKERS: BrokerId = 4;
+/// Replicas at the beginning, on the first brokers.
+const REPLICAS: BrokerId = 3;
 
 /// A record: the epoch that it was appended in, and a number of its own.
 type Record = (i32, u32);
@@ -74,6 +80,8 @@ enum Event {
         min_insync_replicas: Option<u8>,
     },
     ElectPreferred,
+    /// To these brokers, or back.
+    Reassign(Option<Vec<BrokerId>>),
 }
 
 /// What goes with a process.
@@ -87,6 +95,14 @@ enum Loss {
 
 fn loss() -> impl Strategy<Value = Loss> {
     prop_oneof![Just(Loss::Nothing), Just(Loss::Volume), (0_usize..6).prop_map(Loss::Unsynced)]
+}
+
+fn target() -> impl Strategy<Value = Vec<BrokerId>> {
+    let all: Vec<BrokerId> = (0..BROKERS).collect();
+    (Just(all).prop_shuffle(), 1_usize..=3).prop_map(|(mut ids, count)| {
+        ids.truncate(count);
+        ids
+    })
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -113,6 +129,8 @@ fn event() -> impl Strategy<Value = Event> {
             Event::Configure { of_topic, min_insync_replicas }
         }),
         1 => Just(Event::ElectPreferred),
+        3 => target().prop_map(|target| Event::Reassign(Some(target))),
+        1 => Just(Event::Reassign(None)),
     ]
 }
 
@@ -159,6 +177,8 @@ struct World {
     /// A history ends where a last replica in sync lost records: the setting allows that.
     over: bool,
     elections: usize,
+    /// Reassignments that came to their end.
+    completed: usize,
 }
 
 fn index(broker_id: BrokerId) -> usize {
@@ -168,10 +188,10 @@ fn index(broker_id: BrokerId) -> usize {
 impl World {
     fn new(written: bool) -> Self {
         // Their configuration files differ.
-        let mut start = image([broker(0).with_min_insync_replicas(2), broker(1), broker(2)]);
-        let topic_id = add_topic(&mut start, "t", &[(0..BROKERS).collect()]);
+        let mut start = image([broker(0).with_min_insync_replicas(2), broker(1), broker(2), broker(3)]);
+        let topic_id = add_topic(&mut start, "t", &[(0..REPLICAS).collect()]);
         let topic = start.topics.get_mut(&topic_id).map(std::sync::Arc::make_mut).expect("just added");
-        topic.partitions[0].isr = (0..BROKERS).collect();
+        topic.partitions[0].isr = (0..REPLICAS).collect();
         let process = |broker_id| Process {
             alive: true,
             broker_epoch: 1,
@@ -194,6 +214,7 @@ impl World {
             next_volume: 0x7000,
             over: false,
             elections: 0,
+            completed: 0,
         };
         (0..BROKERS).for_each(|id| world.see(id, 0));
         world
@@ -235,6 +256,13 @@ impl World {
             }
             let leaders = (self.state_in(self.now()).leader, self.state_in(&next).leader);
             self.elections += usize::from(leaders.0 != leaders.1);
+            let asked = matches!(request, ControllerRequest::AlterPartitionReassignments(_));
+            let (before, after) = (self.state_in(self.now()), self.state_in(&next));
+            if !asked && before.is_reassigning() && !after.is_reassigning() {
+                assert!(after.replica_ids().eq(before.target_ids()), "{before:?} to {after:?}");
+                assert_eq!(after.isr.len(), after.replicas.len(), "{before:?} to {after:?}");
+                self.completed += 1;
+            }
             self.history.push(next);
         }
         decision.response
@@ -249,6 +277,10 @@ impl World {
         let leads =
             state.leader == broker_id && image.brokers[&broker_id].broker_epoch == process.broker_epoch;
         let epoch_start = self.log(broker_id).len();
+        let assigned = state.replica_ids().any(|id| id == broker_id);
+        if !assigned {
+            self.log_mut(broker_id).clear();
+        }
         let process = &mut self.processes[index(broker_id)];
         process.seen = position;
         if !leads {
@@ -271,12 +303,13 @@ impl World {
         let process = &self.processes[index(follower)];
         let (_, state) = self.seen_by(follower);
         let (leader, leader_epoch) = (state.leader, state.leader_epoch);
-        if !process.alive || leader < 0 || leader == follower {
+        let assigned = |state: &PartitionImage| state.replica_ids().any(|id| id == follower);
+        if !process.alive || leader < 0 || leader == follower || !assigned(state) {
             return;
         }
         let source = &self.processes[index(leader)];
         let leads = source.leading.as_ref().is_some_and(|leading| leading.leader_epoch == leader_epoch);
-        if !source.alive || !leads {
+        if !source.alive || !leads || !assigned(self.seen_by(leader).1) {
             return;
         }
         let broker_epoch = process.broker_epoch;
@@ -299,7 +332,7 @@ impl World {
         let of_cluster = || image.broker_configs.get(&None).and_then(|c| c.get("min.insync.replicas"));
         let set = topic.config.get("min.insync.replicas").or_else(of_cluster);
         let minimum = set.map_or(process.min_insync_replicas, |value| value.parse().expect("a number"));
-        let minimum = usize::try_from(minimum).expect("positive").min(state.replicas.len());
+        let minimum = state.effective_min_in_sync(usize::try_from(minimum).expect("positive"));
         if state.isr.len() < minimum {
             return;
         }
@@ -332,6 +365,9 @@ impl World {
         };
         let (image, state) = self.seen_by(leader);
         let member = |id: BrokerId| {
+            if !state.replica_ids().any(|replica| replica == id) {
+                return None;
+            }
             if id == leader {
                 return Some((id, process.broker_epoch));
             }
@@ -380,6 +416,29 @@ impl World {
             && let Some(leading) = &mut self.processes[index(leader)].leading
         {
             leading.pending.take_if(|pending| *pending == change);
+        }
+    }
+
+    fn reassign(&mut self, target: Option<&Vec<BrokerId>>) {
+        let before = self.state_in(self.now()).clone();
+        let partition =
+            ReassignablePartition { partition_index: 0, replicas: target.cloned(), ..Default::default() };
+        let topic = ReassignableTopic { name: "t".into(), partitions: vec![partition], ..Default::default() };
+        self.ask(&ControllerRequest::AlterPartitionReassignments(AlterPartitionReassignmentsRequest {
+            topics: vec![topic],
+            ..Default::default()
+        }));
+        let after = self.state_in(self.now());
+        let Some(target) = target else {
+            // Refused where only what was brought is in sync.
+            assert!(!after.is_reassigning() || *after == before, "{before:?} to {after:?}");
+            return;
+        };
+        assert!(after.target_ids().eq(target.iter().copied()), "{before:?} to {after:?}");
+        if after.is_reassigning() {
+            assert_eq!(before.original_ids().collect::<BTreeSet<_>>(), after.original_ids().collect());
+            let members = |state: &PartitionImage| (state.leader, state.isr.clone(), state.elr.clone());
+            assert_eq!(members(&before), members(after), "{before:?} to {after:?}");
         }
     }
 
@@ -567,6 +626,7 @@ impl World {
             Event::Configure { of_topic, min_insync_replicas } => {
                 self.configure(of_topic, min_insync_replicas);
             }
+            Event::Reassign(ref target) => self.reassign(target.as_ref()),
             Event::ElectPreferred => {
                 if let Some(request) = preferred_leaders_to_elect(self.now(), 10) {
                     self.ask(&ControllerRequest::ElectLeaders(request));
@@ -582,6 +642,11 @@ impl World {
         assert!(!state.isr.is_empty(), "somebody must be in sync: {state:?}");
         let members: BTreeSet<BrokerId> = state.isr.iter().chain(&state.elr).copied().collect();
         assert_eq!(members.len(), state.isr.len() + state.elr.len(), "the sets are disjoint: {state:?}");
+        let assigned: BTreeSet<BrokerId> = state.replica_ids().collect();
+        assert_eq!(assigned.len(), state.replicas.len(), "each once: {state:?}");
+        let named = members.iter().chain(&state.adding).chain(&state.removing);
+        assert!(named.into_iter().all(|id| assigned.contains(id)), "{state:?}");
+        assert!(state.original_ids().count() > 0 && state.target_ids().count() > 0, "{state:?}");
         for replica in &state.replicas {
             let id = replica.broker_id;
             let registered = image.brokers[&id].volume_uuid;
@@ -614,14 +679,17 @@ impl World {
         if before != state {
             let (leader_moves, epoch_moves) =
                 (before.leader != state.leader, before.leader_epoch != state.leader_epoch);
-            assert_eq!(leader_moves, epoch_moves, "{before:?} to {state:?}");
+            let is_gone = |id: BrokerId| !state.replica_ids().any(|left| left == id);
+            let taken_away = before.replica_ids().any(is_gone);
+            assert_eq!(leader_moves || taken_away, epoch_moves, "{before:?} to {state:?}");
             assert!(state.partition_epoch > before.partition_epoch, "{before:?} to {state:?}");
         }
     }
 }
 
-/// Runs a history; returns how many records were committed and how often leadership changed.
-fn run(written: bool, events: &[Event]) -> (usize, usize) {
+/// Runs a history; returns how many records were committed, how often leadership changed, and how many reassignments came
+/// to their end.
+fn run(written: bool, events: &[Event]) -> (usize, usize, usize) {
     let mut world = World::new(written);
     for event in events {
         world.run(event);
@@ -630,7 +698,7 @@ fn run(written: bool, events: &[Event]) -> (usize, usize) {
         }
         world.check();
     }
-    (world.committed.len(), world.elections)
+    (world.committed.len(), world.elections, world.completed)
 }
 
 proptest! {
@@ -649,12 +717,16 @@ proptest! {
 fn random_histories_commit_records_and_change_leaders() {
     use proptest::strategy::ValueTree as _;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let (mut committed, mut elections) = (0, 0);
+    let (mut committed, mut elections, mut completed) = (0, 0, 0);
     for _ in 0..50 {
         let events = vec(event(), 150).new_tree(&mut runner).expect("events can be made").current();
         let outcome = run(false, &events);
         committed += outcome.0;
         elections += outcome.1;
+        completed += outcome.2;
     }
-    assert!(committed > 200 && elections > 100, "the model does nothing: {committed}, {elections}");
+    assert!(
+        committed > 200 && elections > 100 && completed > 20,
+        "the model does nothing: {committed}, {elections}, {completed}"
+    );
 }

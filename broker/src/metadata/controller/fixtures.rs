@@ -95,6 +95,8 @@ pub(in crate::metadata) fn add_topic(
                     .collect(),
                 isr: vec![ids[0]],
                 elr: Vec::new(),
+                adding: Vec::new(),
+                removing: Vec::new(),
                 leader: ids[0],
                 leader_epoch: 0,
                 partition_epoch: 0,
@@ -143,10 +145,10 @@ pub(in crate::metadata) fn counting_uuids() -> impl FnMut() -> Uuid {
 
 /// Settings with a few known keys and small defaults.
 #[derive(Debug, Default)]
-pub(in crate::metadata) struct TestSettings {
-    pub(in crate::metadata) unclean: bool,
-    pub(in crate::metadata) deletion_disabled: bool,
-    pub(in crate::metadata) written: bool,
+pub(crate) struct TestSettings {
+    pub(crate) unclean: bool,
+    pub(crate) deletion_disabled: bool,
+    pub(crate) written: bool,
 }
 
 impl Settings for TestSettings {

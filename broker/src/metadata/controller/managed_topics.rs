@@ -77,7 +77,7 @@ fn update(
         && topic
             .partitions
             .iter()
-            .any(|partition| partition.replicas.len() != usize::try_from(replicas).unwrap_or(0))
+            .any(|partition| partition.target_ids().count() != usize::try_from(replicas).unwrap_or(0))
     {
         return Err(ApiError {
             code: code::INVALID_REPLICATION_FACTOR.to_owned(),
@@ -221,11 +221,13 @@ pub(crate) fn topic_view(topic: &TopicImage) -> TopicView {
         replicas: topic
             .partitions
             .iter()
-            .map(|partition| i16::try_from(partition.replicas.len()).unwrap_or(i16::MAX))
+            .map(|partition| i16::try_from(partition.target_ids().count()).unwrap_or(i16::MAX))
             .min()
             .unwrap_or(0),
         offline_partitions: count(&|partition| partition.leader == NO_LEADER),
-        under_replicated_partitions: count(&|partition| partition.isr.len() < partition.replicas.len()),
+        under_replicated_partitions: count(&|partition| {
+            partition.isr.len() < partition.original_ids().count()
+        }),
         config: topic.config.clone(),
     }
 }

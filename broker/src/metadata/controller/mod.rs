@@ -13,13 +13,14 @@ mod managed_topics;
 mod partition_state;
 mod partitions;
 mod placement;
+mod reassignments;
 mod requests;
 mod topics;
 
 #[cfg(test)]
 mod elections_property_test;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 #[cfg(test)]
 mod topics_test;
 
@@ -99,6 +100,13 @@ pub fn decide(
         }
         ControllerRequest::ElectLeaders(request) => {
             ControllerResponse::ElectLeaders(elections::elect_leaders(&mut draft, request, settings))
+        }
+        ControllerRequest::AlterPartitionReassignments(request) => {
+            let response = reassignments::alter(&mut draft, request, settings);
+            ControllerResponse::AlterPartitionReassignments(response)
+        }
+        ControllerRequest::ListPartitionReassignments(request) => {
+            ControllerResponse::ListPartitionReassignments(reassignments::list(draft.image(), request))
         }
         ControllerRequest::AllocateProducerIds => allocate_producer_ids(&mut draft),
         ControllerRequest::RegisterBroker(request) => brokers::register(&mut draft, request, settings),

@@ -40,6 +40,22 @@
 //! it is back; on a lost volume, the partition is offline until an unclean election. Only where the ELR has an intact
 //! member does a last one that has lost its records make room for it.
 //!
+//! # Reassignments
+//! A reassignment (KIP-455) brings replicas and marks others as going; nothing else changes. What it brought joins the
+//! in-sync replicas as any replica does, and what is going stays in sync until the end: adding replicas takes nobody
+//! out. It is complete in the very entry in which every replica of the target is in sync and may lead, whatever that
+//! entry is about; no timer and no memory of a controller is needed. Then the others leave the assignment and both sets,
+//! and leadership if they had it. A cancellation takes away what was brought, in the same way.
+//!
+//! Why that loses nothing: both take members out of the sets and add none, except for a leader elected from the ELR. So
+//! every member goes on holding everything committed. The leader of before asks a superset of the new ISR before it
+//! moves its watermark, until it sees the change (1). What is committed under the new state is held by the new ISR. The
+//! effective minimum counts the replicas of before the reassignment, and is computed anew in the entry that ends it (2).
+//! A replica that is taken away and brought back later is a new one: its log may be gone. Taking one away begins another
+//! leader epoch, in which no leader knows how far it was. A cancellation that leaves nobody in sync elects from the ELR,
+//! or else is unclean and has to be allowed like one. Whoever has to lead without being in sync is looked for among the
+//! replicas of before first: what was brought has least.
+//!
 //! # Volumes
 //! A replica in the ISR or in the ELR keeps the volume that it was assigned to. Any other one takes the volume that its
 //! broker is registered with: it has nothing that counts, and catches up from whatever it has.
@@ -48,6 +64,42 @@ use uuid::Uuid;
 
 use super::Settings;
 use crate::metadata::image::{BrokerId, BrokerImage, MetadataImage, NO_LEADER, PartitionImage, Replica};
+
+/// Which brokers hold a partition, and which of them a reassignment brings and takes away; see [`PartitionImage`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Assignment {
+    pub(super) replicas: Vec<Replica>,
+    pub(super) adding: Vec<BrokerId>,
+    pub(super) removing: Vec<BrokerId>,
+}
+
+impl Assignment {
+    pub(super) fn of(state: &PartitionImage) -> Self {
+        Self {
+            replicas: state.replicas.clone(),
+            adding: state.adding.clone(),
+            removing: state.removing.clone(),
+        }
+    }
+
+    /// The replicas that are there when the reassignment is complete, and nothing under way.
+    fn completed(self) -> Self {
+        let Self { mut replicas, removing, .. } = self;
+        replicas.retain(|replica| !removing.contains(&replica.broker_id));
+        Self { replicas, adding: Vec::new(), removing: Vec::new() }
+    }
+
+    /// The state with this assignment, and without anything about replicas that are not in it.
+    fn applied_to(self, state: &PartitionImage) -> PartitionImage {
+        let Self { replicas, adding, removing } = self;
+        let left = |ids: &[BrokerId]| {
+            let is_left = |id: &BrokerId| replicas.iter().any(|replica| replica.broker_id == *id);
+            ids.iter().copied().filter(is_left).collect()
+        };
+        let (isr, elr) = (left(&state.isr), left(&state.elr));
+        PartitionImage { replicas, adding, removing, isr, elr, ..*state }
+    }
+}
 
 /// Which leader is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +133,7 @@ impl<'a> Situation<'a> {
         self.image.brokers.get(&broker_id).map(AsRef::as_ref)
     }
 
-    fn may_lead(&self, broker_id: BrokerId) -> bool {
+    pub(super) fn may_lead(&self, broker_id: BrokerId) -> bool {
         self.broker(broker_id).is_some_and(BrokerImage::may_lead)
     }
 
@@ -94,7 +146,7 @@ impl<'a> Situation<'a> {
             && state.replicas.iter().find(|replica| replica.broker_id == broker_id).is_some_and(holds)
     }
 
-    fn may_lead_cleanly(&self, state: &PartitionImage, broker_id: BrokerId) -> bool {
+    pub(super) fn may_lead_cleanly(&self, state: &PartitionImage, broker_id: BrokerId) -> bool {
         self.may_lead(broker_id) && self.is_intact(state, broker_id)
     }
 
@@ -103,8 +155,7 @@ impl<'a> Situation<'a> {
         if leader == NO_LEADER {
             return state.replicas.len();
         }
-        let configured = self.settings.min_insync_replicas(self.image, self.topic_id, leader);
-        configured.min(state.replicas.len())
+        state.effective_min_in_sync(self.settings.min_insync_replicas(self.image, self.topic_id, leader))
     }
 }
 
@@ -123,8 +174,26 @@ pub(super) fn next_state(
     state: &PartitionImage,
     wanted_isr: &[BrokerId],
 ) -> Option<PartitionImage> {
-    let elected = elect(situation, state, wanted_isr);
-    let elr = eligible(situation, state, &elected);
+    next_state_of(situation, state, Assignment::of(state), wanted_isr)
+}
+
+/// As [`next_state`], with another assignment. The wanted in-sync replicas must be in it; there must be one, or somebody
+/// in the ELR who may lead, or the election must be unclean and have a candidate.
+pub(super) fn next_state_of(
+    situation: &Situation<'_>,
+    before: &PartitionImage,
+    assignment: Assignment,
+    wanted_isr: &[BrokerId],
+) -> Option<PartitionImage> {
+    let mut state = assignment.applied_to(before);
+    let mut elected = elect(situation, &state, wanted_isr);
+    if is_complete(situation, &state, &elected) {
+        state = Assignment::of(&state).completed().applied_to(&state);
+        let target: Vec<BrokerId> =
+            elected.isr.into_iter().filter(|id| state.replica_ids().any(|replica| replica == *id)).collect();
+        elected = elect(situation, &state, &target);
+    }
+    let elr = eligible(situation, &state, &elected);
     let replicas: Vec<Replica> = state
         .replicas
         .iter()
@@ -138,17 +207,26 @@ pub(super) fn next_state(
             }
         })
         .collect();
-    let leader_changes = elected.leader != state.leader;
-    let changes =
-        leader_changes || elected.isr != state.isr || elr != state.elr || replicas != state.replicas;
-    changes.then(|| PartitionImage {
+    debug_assert!(!elected.isr.is_empty(), "somebody is always in sync: {before:?}");
+    let is_taken_away = |id: BrokerId| !state.replica_ids().any(|left| left == id);
+    let new_epoch = elected.leader != before.leader || before.replica_ids().any(is_taken_away);
+    let next = PartitionImage {
         replicas,
         isr: elected.isr,
         elr,
         leader: elected.leader,
-        leader_epoch: state.leader_epoch + i32::from(leader_changes),
-        partition_epoch: state.partition_epoch + 1,
-    })
+        leader_epoch: before.leader_epoch + i32::from(new_epoch),
+        ..state
+    };
+    (next != *before).then(|| PartitionImage { partition_epoch: before.partition_epoch + 1, ..next })
+}
+
+/// Whether the reassignment under way, if any, ends with these in-sync replicas.
+fn is_complete(situation: &Situation<'_>, state: &PartitionImage, elected: &Elected) -> bool {
+    let is_ready = |id: BrokerId| {
+        elected.isr.contains(&id) && (elected.unclean || situation.may_lead_cleanly(state, id))
+    };
+    state.is_reassigning() && state.target_ids().all(is_ready)
 }
 
 struct Elected {
@@ -185,7 +263,7 @@ fn elect(situation: &Situation<'_>, state: &PartitionImage, wanted_isr: &[Broker
             || situation.settings.unclean_leader_election(situation.image, situation.topic_id)
     };
     let mut candidates: Vec<BrokerId> = state.replica_ids().filter(|id| situation.may_lead(*id)).collect();
-    candidates.sort_by_key(|id| !situation.is_intact(state, *id));
+    candidates.sort_by_key(|id| (!situation.is_intact(state, *id), state.adding.contains(id)));
     match candidates.first() {
         Some(leader) if allowed() => Elected { leader: *leader, isr: vec![*leader], unclean: true },
         _ => clean(NO_LEADER, last),

@@ -106,15 +106,17 @@ fn new_partition(image: &MetadataImage, ids: &[BrokerId]) -> PartitionImage {
         replicas,
         isr,
         elr: Vec::new(),
+        adding: Vec::new(),
+        removing: Vec::new(),
         leader: leader.unwrap_or(NO_LEADER),
         leader_epoch: 0,
         partition_epoch: 0,
     }
 }
 
-/// Replicas of the partitions that a topic has.
+/// Replicas of the partitions that a topic has, those under reassignment as they will be.
 pub(super) fn existing_replicas(topic: &TopicImage) -> Vec<Vec<BrokerId>> {
-    topic.partitions.iter().map(|partition| partition.replica_ids().collect()).collect()
+    topic.partitions.iter().map(|partition| partition.target_ids().collect()).collect()
 }
 
 /// Drafts as many placed partitions as it takes for the topic to have `count`, which must not be fewer than it has.

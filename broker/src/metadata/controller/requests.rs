@@ -6,9 +6,10 @@
 use millrace_management::{ApiError, ApplyTopic, ApplyTopicResult};
 use millrace_protocol::ErrorCode;
 use millrace_protocol::messages::{
-    CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
-    DeleteTopicsRequest, DeleteTopicsResponse, ElectLeadersRequest, ElectLeadersResponse,
-    IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
+    AlterPartitionReassignmentsRequest, AlterPartitionReassignmentsResponse, CreatePartitionsRequest,
+    CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse, DeleteTopicsRequest,
+    DeleteTopicsResponse, ElectLeadersRequest, ElectLeadersResponse, IncrementalAlterConfigsRequest,
+    IncrementalAlterConfigsResponse, ListPartitionReassignmentsRequest, ListPartitionReassignmentsResponse,
 };
 
 use super::brokers::{RegisterBroker, Registered};
@@ -32,6 +33,10 @@ pub enum ControllerRequest {
     IncrementalAlterConfigs(IncrementalAlterConfigsRequest),
     /// Kafka's ElectLeaders.
     ElectLeaders(ElectLeadersRequest),
+    /// Kafka's AlterPartitionReassignments.
+    AlterPartitionReassignments(AlterPartitionReassignmentsRequest),
+    /// Kafka's ListPartitionReassignments: the controller knows first.
+    ListPartitionReassignments(ListPartitionReassignmentsRequest),
     /// A block of producer ids that nobody else gets.
     AllocateProducerIds,
     /// A broker has started.
@@ -117,6 +122,10 @@ pub enum ControllerResponse {
     IncrementalAlterConfigs(IncrementalAlterConfigsResponse),
     /// To [`ControllerRequest::ElectLeaders`].
     ElectLeaders(ElectLeadersResponse),
+    /// To [`ControllerRequest::AlterPartitionReassignments`].
+    AlterPartitionReassignments(AlterPartitionReassignmentsResponse),
+    /// To [`ControllerRequest::ListPartitionReassignments`].
+    ListPartitionReassignments(ListPartitionReassignmentsResponse),
     /// To [`ControllerRequest::AllocateProducerIds`].
     ProducerIds {
         /// First id of the block.

@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use millrace_management::ApiError;
 use millrace_protocol::messages::{
-    CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
-    DeleteTopicsRequest, DeleteTopicsResponse, ElectLeadersRequest, ElectLeadersResponse,
-    IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
+    AlterPartitionReassignmentsRequest, AlterPartitionReassignmentsResponse, CreatePartitionsRequest,
+    CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse, DeleteTopicsRequest,
+    DeleteTopicsResponse, ElectLeadersRequest, ElectLeadersResponse, IncrementalAlterConfigsRequest,
+    IncrementalAlterConfigsResponse, ListPartitionReassignmentsRequest, ListPartitionReassignmentsResponse,
 };
 use millrace_protocol::wire::{DecodeError, Decoder, EncodeError, Encoder};
 use millrace_protocol::{ApiKey, ErrorCode, Message};
@@ -48,6 +49,12 @@ impl ControllerRequest {
                 kafka_request(ApiKey::IncrementalAlterConfigs, request)?
             }
             Self::ElectLeaders(request) => kafka_request(ApiKey::ElectLeaders, request)?,
+            Self::AlterPartitionReassignments(request) => {
+                kafka_request(ApiKey::AlterPartitionReassignments, request)?
+            }
+            Self::ListPartitionReassignments(request) => {
+                kafka_request(ApiKey::ListPartitionReassignments, request)?
+            }
             Self::AllocateProducerIds => wire::AllocateProducerIdsRequest::default().into(),
             Self::RegisterBroker(request) => registration_to_wire(request).into(),
             Self::SetFenced { broker_id, broker_epoch, fenced } => wire::SetFencedRequest {
@@ -122,6 +129,16 @@ impl ControllerRequest {
                     Some(ApiKey::ElectLeaders) => {
                         Self::ElectLeaders(read::<ElectLeadersRequest>(body, version)?)
                     }
+                    Some(ApiKey::AlterPartitionReassignments) => {
+                        Self::AlterPartitionReassignments(read::<AlterPartitionReassignmentsRequest>(
+                            body, version,
+                        )?)
+                    }
+                    Some(ApiKey::ListPartitionReassignments) => {
+                        Self::ListPartitionReassignments(read::<ListPartitionReassignmentsRequest>(
+                            body, version,
+                        )?)
+                    }
                     _ => return Err(RequestError::Unexpected(format!("Kafka API {}", request.api_key))),
                 }
             }
@@ -174,6 +191,12 @@ impl ControllerResponse {
                 kafka_response(ApiKey::IncrementalAlterConfigs, response)?
             }
             Self::ElectLeaders(response) => kafka_response(ApiKey::ElectLeaders, response)?,
+            Self::AlterPartitionReassignments(response) => {
+                kafka_response(ApiKey::AlterPartitionReassignments, response)?
+            }
+            Self::ListPartitionReassignments(response) => {
+                kafka_response(ApiKey::ListPartitionReassignments, response)?
+            }
             Self::ProducerIds { first, count } => {
                 wire::ProducerIdsResponse { first: *first, count: *count, ..Default::default() }.into()
             }
@@ -227,6 +250,16 @@ impl ControllerResponse {
                     }
                     Some(ApiKey::ElectLeaders) => {
                         Self::ElectLeaders(read::<ElectLeadersResponse>(body, version)?)
+                    }
+                    Some(ApiKey::AlterPartitionReassignments) => {
+                        Self::AlterPartitionReassignments(read::<AlterPartitionReassignmentsResponse>(
+                            body, version,
+                        )?)
+                    }
+                    Some(ApiKey::ListPartitionReassignments) => {
+                        Self::ListPartitionReassignments(read::<ListPartitionReassignmentsResponse>(
+                            body, version,
+                        )?)
                     }
                     _ => return Err(RequestError::Unexpected(format!("Kafka API {}", response.api_key))),
                 }

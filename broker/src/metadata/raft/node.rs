@@ -327,6 +327,7 @@ impl RaftNode {
             }
             Method::Controller
             | Method::ReplicaFetch
+            | Method::ReplicaProgress
             | Method::Heartbeat
             | Method::Join
             | Method::LeaderGone

@@ -397,6 +397,25 @@ impl PartitionLog for JournalLog {
     fn compact(&self, job: &CompactionJob<'_>) -> Result<CompactionReport, StorageError> {
         self.compact_by(job)
     }
+
+    fn size_below(&self, offset: i64) -> Result<u64, StorageError> {
+        {
+            let state = self.state.lock();
+            if offset <= state.log_start {
+                return Ok(0);
+            }
+            if offset >= state.durable_end {
+                return Ok(state.size());
+            }
+        }
+        self.settle()?;
+        let placed = self.shared.index.run_at_or_before(self.partition, offset)?;
+        let state = self.state.lock();
+        let Some(run) = placed.map(|placed| placed.run) else { return Ok(0) };
+        let whole = run.next_offset() <= offset;
+        let end = if whole { run.log_end() } else { run.log_position };
+        Ok(left_between(state.first_byte, end, state.removed_bytes).min(state.size()))
+    }
 }
 
 impl State {

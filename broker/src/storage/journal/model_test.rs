@@ -54,6 +54,8 @@ enum Step {
         power_loss: Option<u64>,
     },
     Wait(i64),
+    /// The log is deleted and begun again, as that of a replica that is taken away and comes back.
+    Delete,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -76,6 +78,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..12_usize, prop::option::of(any::<u64>()))
             .prop_map(|(turn, power_loss)| Step::CrashInCompaction { turn, power_loss }),
         1 => (0..20_i64).prop_map(Step::Wait),
+        1 => Just(Step::Delete),
     ];
     prop::collection::vec(step, 1..40)
 }
@@ -374,6 +377,12 @@ fn run(steps: Vec<Step>, options: JournalStoreOptions) {
                     read_all_bytes(&log, model.log_start).iter().map(|bytes| bytes.len() as u64).sum();
                 let cut = model.batches.iter().any(|batch| batch.base < model.log_start);
                 assert!(cut || log.log.size() == left, "{} and {left} are left", log.log.size());
+            }
+            Step::Delete => {
+                store.delete(partition(0)).unwrap();
+                log = open(&store, model.settings);
+                let Model { epoch, settings, now_ms, .. } = model;
+                model = Model { epoch, settings, now_ms, ..Model::default() };
             }
             Step::Restart => {
                 store.close();
