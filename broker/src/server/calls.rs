@@ -12,18 +12,18 @@ use crate::metadata::raft::{decode, encode_in_pieces};
 use crate::replication::ReplicaManager;
 
 /// See the module documentation. The metadata answers before the replicas are open.
-pub(super) struct Calls {
+pub(crate) struct Calls {
     metadata: Arc<dyn CallHandler>,
     replicas: OnceLock<ReplicaManager>,
 }
 
 impl Calls {
-    pub(super) fn new(metadata: Arc<dyn CallHandler>) -> Self {
+    pub(crate) fn new(metadata: Arc<dyn CallHandler>) -> Self {
         Self { metadata, replicas: OnceLock::new() }
     }
 
     /// Followers are answered from now on.
-    pub(super) fn serve_followers(&self, replicas: ReplicaManager) {
+    pub(crate) fn serve_followers(&self, replicas: ReplicaManager) {
         // Called once.
         let _ = self.replicas.set(replicas);
     }

@@ -23,6 +23,8 @@ pub mod journal;
 
 #[cfg(test)]
 pub(crate) mod conformance;
+#[cfg(test)]
+pub(crate) mod sim_store;
 
 use std::io;
 use std::path::PathBuf;
