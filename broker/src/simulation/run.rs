@@ -22,8 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// Steps between two looks whether what is waited for is there.
 const LOOK_EVERY: usize = 10;
 
-/// Time that the fleet is left alone in, once it is whole.
-const QUIET: Duration = Duration::from_secs(1);
+/// Time after the last fault has begun, and after the fleet is whole again.
+const QUIET: Duration = Duration::from_millis(300);
 
 /// 2026-01-01.
 const EPOCH: Duration = Duration::from_secs(1_767_225_600);
@@ -112,7 +112,7 @@ impl Run {
                 return Ok(());
             }
         }
-        self.advance(Duration::from_secs(2))?;
+        self.advance(QUIET)?;
         self.repair_all()?;
         self.workload.phase.set(Phase::Drain);
         if !self.advance_until(PATIENCE, Run::is_settled)? {

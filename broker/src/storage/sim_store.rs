@@ -4,6 +4,8 @@
 //! [`Platter`] is what lies on the disk and outlives the process; [`SimStore`] is the store that one process opens on
 //! it. Somebody has to let time pass: [`SimStore::run`] in a simulation, a thread in the conformance tests.
 
+mod platter;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,96 +22,13 @@ use tokio::sync::{Notify, watch};
 use super::batch::{parse_header, stamp};
 use super::{
     Admission, AppendBatch, CheckpointEntry, Durability, EpochCache, EpochEnd, LogEnds, LogListener,
-    LogSettings, LogStore, OpenedLog, PartitionLog, ReadRange, StateSnapshot, StorageError, StoreFailure,
-    StoredLog,
+    LogSettings, LogStore, OpenedLog, PartitionLog, ReadRange, StorageError, StoreFailure, StoredLog,
 };
 use crate::metadata::image::TopicIdPartition;
 use crate::simulation::drive::Drive;
 
-/// What lies on one volume.
-#[derive(Debug, Default)]
-pub(crate) struct Platter {
-    logs: Mutex<BTreeMap<TopicIdPartition, Stored>>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Stored {
-    /// Batches as written, in order.
-    batches: Vec<Batch>,
-    /// How many of them survive the loss of power.
-    synced: usize,
-    log_start: i64,
-    /// Where the log ends if there are no batches.
-    base: i64,
-    known_at: Option<u64>,
-    state: Option<StateSnapshot>,
-}
-
-/// A stored batch.
-#[derive(Clone, Debug)]
-pub(crate) struct Batch {
-    pub(crate) header: BatchHeader,
-    pub(crate) bytes: Bytes,
-}
-
-impl Stored {
-    fn end(&self) -> i64 {
-        self.batches.last().map_or(self.base, |batch| batch.header.next_offset())
-    }
-
-    fn size(&self) -> u64 {
-        self.batches.iter().map(|batch| batch.bytes.len() as u64).sum()
-    }
-
-    fn move_start(&mut self, log_start: i64) {
-        self.log_start = self.log_start.max(log_start);
-        self.base = self.base.max(log_start);
-        let gone = self.batches.iter().take_while(|batch| batch.header.last_offset() < log_start).count();
-        self.batches.drain(..gone);
-        self.synced = self.synced.saturating_sub(gone);
-    }
-
-    /// Removes batches that hold `offset` or later ones.
-    fn cut(&mut self, offset: i64) {
-        let left = self.batches.iter().take_while(|batch| batch.header.last_offset() < offset).count();
-        if left == 0 {
-            let first = self.batches.first().map_or(self.base, |batch| batch.header.base_offset);
-            self.base = first.min(offset.max(0));
-        }
-        self.batches.truncate(left);
-        self.synced = self.synced.min(left);
-        self.log_start = self.log_start.min(self.end());
-    }
-}
-
-impl Platter {
-    /// The machine loses power: of each log some of what was not synced is lost, the latest first.
-    pub(crate) fn power_fails(&self, drive: &Drive) {
-        for stored in self.logs.lock().values_mut() {
-            let kept = stored.synced + drive.up_to(stored.batches.len() - stored.synced);
-            stored.batches.truncate(kept);
-        }
-    }
-
-    /// The batches of a log, as far as they are written, or as far as they are synced.
-    pub(crate) fn batches(&self, partition: TopicIdPartition, only_synced: bool) -> Vec<Batch> {
-        let logs = self.logs.lock();
-        let Some(stored) = logs.get(&partition) else { return Vec::new() };
-        let count = if only_synced { stored.synced } else { stored.batches.len() };
-        stored.batches[..count].to_vec()
-    }
-
-    /// Where a log ends, as far as it is written, or as far as it is synced.
-    pub(crate) fn end(&self, partition: TopicIdPartition, only_synced: bool) -> i64 {
-        let logs = self.logs.lock();
-        let Some(stored) = logs.get(&partition) else { return 0 };
-        match (only_synced, stored.synced.checked_sub(1)) {
-            (true, Some(last)) => stored.batches[last].header.next_offset(),
-            (true, None) => stored.base,
-            (false, _) => stored.end(),
-        }
-    }
-}
+use platter::Stored;
+pub(crate) use platter::{Batch, Platter};
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -173,9 +92,7 @@ impl std::fmt::Debug for dyn LogListener {
 impl SimStore {
     /// Opens what lies on `platter`; what a process before this one has written is synced then.
     pub(crate) fn open(platter: Arc<Platter>, drive: Arc<Drive>) -> Self {
-        for stored in platter.logs.lock().values_mut() {
-            stored.synced = stored.batches.len();
-        }
+        platter.sync();
         let shared = Shared {
             platter,
             drive,
@@ -236,9 +153,7 @@ impl Shared {
     /// Makes durable what is written, and publishes it.
     fn sync(&self) {
         let synced = std::mem::take(&mut self.queue.lock().under_way);
-        for stored in self.platter.logs.lock().values_mut() {
-            stored.synced = stored.batches.len();
-        }
+        self.platter.sync();
         publish(synced);
     }
 
