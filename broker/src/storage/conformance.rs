@@ -40,6 +40,7 @@ macro_rules! conformance_tests {
             a_log_begins_anew_at_any_offset_and_that_lasts,
             everything_durable_is_there_after_a_restart,
             derived_state_comes_back_from_the_checkpoint,
+            derived_state_does_not_outlive_the_records_that_it_covers,
             replay_shows_each_header_once,
             truncation_removes_whole_batches_and_lasts,
             a_log_start_lasts,
@@ -368,6 +369,27 @@ pub(crate) fn derived_state_comes_back_from_the_checkpoint(volume: &dyn Volume) 
     let log = open(&volume.open(), LogSettings::default());
     assert_eq!(log.state, Some(state));
     assert_eq!(log.log.ends().log_end, 18);
+}
+
+pub(crate) fn derived_state_does_not_outlive_the_records_that_it_covers(volume: &dyn Volume) {
+    for (offset, survives) in [(9, false), (6, true)] {
+        let store = volume.open();
+        let log = open(&store, kept_for_ever());
+        log.log.start_anew(0).expect("an empty log");
+        three_by_three(&log);
+        let state = StateSnapshot { offset, bytes: Bytes::from_static(b"derived") };
+        let entry = CheckpointEntry { partition: partition(0), state: Some(state.clone()) };
+        store.checkpoint(vec![entry], 5).expect("a checkpoint");
+        log.log.truncate(6).expect("a cut");
+        // Other records at the offsets of those that were cut.
+        three_by_three(&log);
+        store.close();
+        let store = volume.open();
+        let log = open(&store, kept_for_ever());
+        assert_eq!(log.log.ends().log_end, 15);
+        assert_eq!(log.state, survives.then_some(state), "at {offset}");
+        store.close();
+    }
 }
 
 pub(crate) fn replay_shows_each_header_once(volume: &dyn Volume) {

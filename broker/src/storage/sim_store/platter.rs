@@ -63,6 +63,8 @@ impl Stored {
         self.batches.truncate(left);
         self.synced = self.synced.min(left);
         self.log_start = self.log_start.min(self.end());
+        let end = self.end();
+        self.state.take_if(|state| state.offset > end);
     }
 }
 
