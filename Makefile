@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help up down status kubeconfig build images crds test verify test-unit test-clients test-e2e soak fuzz chaos failover fix \
+.PHONY: help up down status kubeconfig build images crds test verify test-unit test-simulation test-clients test-e2e soak fuzz chaos failover fix \
   bench bench-quick deps clients rocksdb audit fmt lint docs deny generated scripts chart
 
 # Builds and downloads stay outside of the checkout, so that a fresh clone starts warm (scripts/env.sh).
@@ -16,11 +16,14 @@ export MILLRACE_KUBECONFIG ?= $(CACHE)/run-state/kubeconfig
 $(foreach pair,$(shell scripts/clients.sh env),$(eval export $(pair)))
 # make up CLUSTER=current IMAGE_REGISTRY=…: into the current context, through a registry its nodes can pull from
 export CLUSTER IMAGE_REGISTRY
-export SEED MINUTES CHAOS_ARGUMENTS
+export SEED MINUTES CHAOS_ARGUMENTS SEEDS FIRST
 
 # Broker and load generator as they ship; brokers write to the cache's disk, as /tmp may be in memory.
 BUILD_BENCH = cargo build --release --locked -p millrace-broker -p millrace-bench
 BENCH = $(CARGO_TARGET_DIR)/release/millrace-bench compare --work-dir $(CACHE)/bench
+
+# Assertions on, and a broker that is fast enough for thousands of runs.
+SOAK = cargo test --workspace --locked --lib --config 'profile.dev.package.millrace-broker.opt-level=1'
 
 help: # lists the commands
 	@awk -F ':[^#]*# ' '/^[a-z0-9-]+:.*# / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,15 +57,20 @@ verify: fmt lint docs deny generated scripts chart test-unit # runs what needs n
 test-unit: rocksdb # runs unit, property and documentation tests
 	@scripts/cargo-test.sh unit
 
+test-simulation: rocksdb # takes simulated fleets through the faults of 200 seeds, and finds three old bugs; SEEDS=50 FIRST=201: others
+	@scripts/cargo-test.sh simulation
+
 test-clients: rocksdb clients # runs the broker's protocol tests, with real Kafka clients
 	@scripts/cargo-test.sh clients
 
 test-e2e: rocksdb clients # runs the tests on the cluster that `make up` started
 	@scripts/cargo-test.sh e2e
 
-soak: rocksdb # runs each random crash test of the record store ten thousand times, each time differently; takes an hour
-	MILLRACE_CRASH_RUNS=10000 cargo test --workspace --locked --lib -- --nocapture \
+soak: rocksdb # ten thousand runs of each random crash test of the record store and of simulated fleets, each time others; takes hours
+	MILLRACE_CRASH_RUNS=10000 $(SOAK) -- --nocapture \
 	  crashes_and_power_losses an_end_during_any_operation damage_is_refused_or_reported
+	MILLRACE_SIMULATION_SEEDS=10000 MILLRACE_SIMULATION_FIRST=$${FIRST:-$$((RANDOM * 10000 + 1))} \
+	  $(SOAK) -- --nocapture --ignored whatever_happens_to_a_fleet
 
 fuzz: rocksdb # gives each decoder of the wire and the disk random bytes for five minutes; needs a nightly compiler
 	@scripts/fuzz.sh

@@ -1,6 +1,6 @@
 #!/bin/bash
-# cargo-test.sh unit|clients|e2e: the tests that need nothing, those of the broker with real Kafka clients, those
-# on the cluster. A new file under tests/ is found by its package; none has to be named.
+# cargo-test.sh unit|simulation|clients|e2e: the tests that need nothing, those of simulated fleets, those of the broker
+# with real Kafka clients, those on the cluster. A new file under tests/ is found by its package; none has to be named.
 . "$(dirname "$0")/env.sh"
 . "$ROOT/e2e/cluster/docker.sh"
 cd "$ROOT"
@@ -20,6 +20,11 @@ case $part in
     mapfile -t targets < <(tests_of '. != "millrace-broker" and . != "millrace-e2e"')
     run --lib --bins "${targets[@]}"
     run --doc
+    ;;
+  simulation)
+    # One after another: each takes all processors by itself.
+    MILLRACE_SIMULATION_SEEDS=${SEEDS:-200} MILLRACE_SIMULATION_FIRST=${FIRST:-1} \
+      run --lib -- --ignored --nocapture --test-threads=1 --skip a_single_run simulation::
     ;;
   clients)
     mapfile -t targets < <(tests_of '. == "millrace-broker"')

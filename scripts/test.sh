@@ -54,6 +54,7 @@ part "licences and sources" make deny
 part "generated files" make generated
 part "chart" make chart
 part "unit tests" make test-unit
+part "simulation" make test-simulation
 part "clients" make clients
 part "client tests" make test-clients
 part "faults" scripts/chaos.sh short

@@ -16,6 +16,7 @@
 //! | [`security`], [`config`], [`health`], [`metrics`], [`telemetry`] | what all of them need |
 
 pub mod api;
+mod blocking;
 pub mod config;
 pub mod fleet;
 pub mod health;
@@ -26,6 +27,8 @@ pub mod replication;
 mod schema;
 pub mod security;
 pub mod server;
+#[cfg(test)]
+mod simulation;
 pub mod storage;
 pub mod telemetry;
 pub mod volume;

@@ -19,6 +19,8 @@ use uuid::Uuid;
 
 use self::last_run::LastRun;
 use crate::metadata::image::BrokerId;
+#[cfg(test)]
+use crate::simulation::bugs::{self, Bug};
 
 const META_FILE: &str = "meta.properties";
 const META_TEMPORARY: &str = "meta.properties.tmp";
@@ -195,6 +197,11 @@ impl Volume {
 
     /// Node id of this volume in the metadata quorum: never 0, and never the same on two volumes.
     pub fn raft_node_id(&self) -> u64 {
+        #[cfg(test)]
+        if bugs::has(Bug::ReusesRaftId) {
+            let name = self.path.file_name().unwrap_or_default().as_encoded_bytes();
+            return name.iter().fold(1, |id, byte| (id << 8) | u64::from(*byte));
+        }
         raft_node_id(self.volume_uuid)
     }
 

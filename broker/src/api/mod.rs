@@ -314,7 +314,7 @@ impl Inner {
     ) -> DescribeLogDirsResponse {
         let (directory, replicas) = (self.config.data_dir.clone(), self.replicas.clone());
         let look = move || (describe_log_dirs::room(&directory), replicas.logs());
-        match tokio::task::spawn_blocking(look).await {
+        match crate::blocking::spawn_blocking(look).await {
             Ok((room, logs)) => describe_log_dirs::handle(image, &self.config.data_dir, &logs, room, request),
             // Only a runtime that is shutting down cancels; nobody will read the answer.
             Err(error) if error.is_cancelled() => DescribeLogDirsResponse::default(),

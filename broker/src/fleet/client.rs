@@ -10,7 +10,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
@@ -18,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::frame::{Failure, Frame, read_frame};
 use super::hello::{self, HelloError};
+use super::net::TcpStream;
 use super::serve::write_frames;
 use super::{LocalNode, MAX_FRAME_BYTES, Method};
 use crate::security::tls::Tls;

@@ -12,13 +12,13 @@ use bytes::{Buf, Bytes};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::hello::{self, HelloError, MAGIC};
+use super::net::{TcpListener, TcpStream};
 use super::serve::serve;
 use super::{CallHandler, LocalNode};
 use crate::security::tls::{Tls, common_name};

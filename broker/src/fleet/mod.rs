@@ -12,6 +12,7 @@ pub mod client;
 pub mod frame;
 mod hello;
 pub mod listener;
+mod net;
 mod probe;
 mod serve;
 

@@ -8,8 +8,7 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
-
+use super::net::TcpStream;
 use super::{CallError, FleetClient, PeerAddress};
 
 /// Pause before the next attempt after one that was accepted and then hung up on, doubling up to the maximum: a process

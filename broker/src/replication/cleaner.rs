@@ -93,7 +93,7 @@ impl LogCleaner {
 async fn clean(inner: Arc<Inner>, stop: CancellationToken) {
     loop {
         let worker = Arc::clone(&inner);
-        let worked = match tokio::task::spawn_blocking(move || worker.clean_one()).await {
+        let worked = match crate::blocking::spawn_blocking(move || worker.clean_one()).await {
             Ok(worked) => worked,
             Err(error) => {
                 // The log that it was about stays in progress, and so nobody takes it again.

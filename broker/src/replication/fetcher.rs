@@ -23,6 +23,8 @@ use crate::metadata::image::{BrokerId, BrokerImage, TopicIdPartition};
 use crate::schema::internal::replica_fetch_answer::FetchedReplica;
 use crate::schema::internal::replica_fetch_call::{FollowedPartition, ForgottenPartition};
 use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall};
+#[cfg(test)]
+use crate::simulation::bugs::{self, Bug};
 use crate::storage::{EpochEnd, StorageError};
 
 /// Time that an answer may take beyond the wait that was asked for.
@@ -448,7 +450,7 @@ async fn on_disk(
     work: impl FnOnce(&Partition) -> Result<(), FollowError> + Send + 'static,
 ) -> Result<(), FollowError> {
     let partition = Arc::clone(partition);
-    match tokio::task::spawn_blocking(move || work(&partition)).await {
+    match crate::blocking::spawn_blocking(move || work(&partition)).await {
         Ok(outcome) => outcome,
         Err(error) if error.is_cancelled() => Err(FollowError::Stale),
         Err(error) => std::panic::resume_unwind(error.into_panic()),
@@ -458,6 +460,10 @@ async fn on_disk(
 /// Waits until logs are durable up to the ends given, those of partitions that do not follow any more left out: what was
 /// on its way to a log that was deleted never becomes durable.
 async fn durable(ends: Vec<(Arc<Partition>, i64)>) -> Result<(), StoreGone> {
+    #[cfg(test)]
+    if bugs::has(Bug::AcknowledgesBeforeDurable) {
+        return Ok(());
+    }
     let signal = Arc::new(Notify::new());
     for (partition, end) in &ends {
         loop {

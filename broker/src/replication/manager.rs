@@ -305,7 +305,7 @@ impl ReplicaManager {
     ) -> Result<i64, ErrorCode> {
         let partition = self.inner.find(partition)?;
         let delete = move || partition.delete_records(offset);
-        tokio::task::spawn_blocking(delete).await.unwrap_or_else(|error| {
+        crate::blocking::spawn_blocking(delete).await.unwrap_or_else(|error| {
             tracing::error!(%error, "deleting records");
             Err(ErrorCode::UnknownServerError)
         })
@@ -407,7 +407,7 @@ impl ReplicaManager {
             }
             inner.options.store.close();
         };
-        if let Err(error) = tokio::task::spawn_blocking(stop).await {
+        if let Err(error) = crate::blocking::spawn_blocking(stop).await {
             tracing::error!(%error, "closing the record store");
         }
     }
@@ -637,7 +637,7 @@ impl Inner {
             let fetched = inner.read_within(&plan, &bounds, false).expect("the disk may be used");
             (bounds, fetched)
         };
-        match tokio::task::spawn_blocking(read).await {
+        match crate::blocking::spawn_blocking(read).await {
             Ok(done) => done,
             // Only a runtime that is shutting down cancels; nobody will read the answer.
             Err(error) if error.is_cancelled() => (Vec::new(), Vec::new()),
@@ -1036,7 +1036,7 @@ async fn watch_followers(inner: Arc<Inner>) {
 /// Runs `work` where blocking is allowed; a panic in it is passed on, since the manager would be blind without.
 async fn blocking(inner: &Arc<Inner>, work: impl FnOnce(&Arc<Inner>) + Send + 'static) {
     let inner = Arc::clone(inner);
-    if let Err(error) = tokio::task::spawn_blocking(move || work(&inner)).await
+    if let Err(error) = crate::blocking::spawn_blocking(move || work(&inner)).await
         && error.is_panic()
     {
         std::panic::resume_unwind(error.into_panic());

@@ -25,6 +25,8 @@ use super::{
     FetchPartition, FoundOffset, OffsetQuery, ReplicaProgress, RequiredAcks, ThrottledReplicas, TopicSettings,
 };
 use crate::metadata::image::{BrokerId, TopicIdPartition};
+#[cfg(test)]
+use crate::simulation::bugs::{self, Bug};
 use crate::storage::batch::{StoredBatchError, parse_whole};
 use crate::storage::{
     Admission, AppendBatch, EpochEnd, LogEnds, LogListener, LogStore, PartitionLog, ReadRange, StateSnapshot,
@@ -285,7 +287,14 @@ impl Partition {
                     self.watermark.lead(assignment, self.log.ends().log_end);
                 }
                 Assignment::Follows { .. } if before == role => {}
-                Assignment::Follows { .. } => self.watermark.follow(),
+                Assignment::Follows { .. } => {
+                    #[cfg(test)]
+                    if bugs::has(Bug::TruncatesToHighWatermark) {
+                        // Fails for a log whose beginning was not replicated yet.
+                        let _ = self.log.truncate(self.high_watermark());
+                    }
+                    self.watermark.follow();
+                }
                 Assignment::Idle { .. } => self.watermark.idle(),
             }
             before

@@ -96,7 +96,7 @@ impl ReplicaManager {
             }
             found
         };
-        tokio::task::spawn_blocking(look).await.unwrap_or_default()
+        crate::blocking::spawn_blocking(look).await.unwrap_or_default()
     }
 }
 

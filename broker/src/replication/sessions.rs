@@ -353,7 +353,7 @@ impl Session {
                 Finding::Cold => {
                     let followed = followed.clone();
                     let cold = move || find(id, &followed, portion, nothing_yet, false);
-                    match tokio::task::spawn_blocking(cold).await {
+                    match crate::blocking::spawn_blocking(cold).await {
                         Ok(finding) => finding,
                         Err(error) if error.is_cancelled() => Finding::Nothing,
                         Err(error) => std::panic::resume_unwind(error.into_panic()),

@@ -13,13 +13,13 @@ use crate::replication::ReplicaManager;
 use crate::schema::internal::ReplicaProgressCall;
 
 /// See the module documentation. The metadata answers before the replicas are open.
-pub(super) struct Calls {
+pub(crate) struct Calls {
     metadata: Arc<dyn CallHandler>,
     replicas: Arc<OnceLock<ReplicaManager>>,
 }
 
 impl Calls {
-    pub(super) fn new(metadata: Arc<dyn CallHandler>) -> Self {
+    pub(crate) fn new(metadata: Arc<dyn CallHandler>) -> Self {
         Self { metadata, replicas: Arc::default() }
     }
 
@@ -29,7 +29,7 @@ impl Calls {
     }
 
     /// Followers are answered from now on.
-    pub(super) fn serve_followers(&self, replicas: ReplicaManager) {
+    pub(crate) fn serve_followers(&self, replicas: ReplicaManager) {
         // Called once.
         let _ = self.replicas.set(replicas);
     }

@@ -13,7 +13,7 @@
 //! closes; [`ServerContext::tasks`] is empty once all have.
 
 mod answers;
-mod calls;
+pub(crate) mod calls;
 mod connection;
 mod input;
 mod listener;

@@ -489,7 +489,7 @@ fn unix_time_ms() -> i64 {
 }
 
 /// Says once that the image holds this broker's latest registration: what it leads before may have changed hands.
-async fn watch_registration(
+pub(crate) async fn watch_registration(
     metadata: MetadataHandle,
     mut state: watch::Receiver<BrokerState>,
     caught_up: watch::Sender<bool>,

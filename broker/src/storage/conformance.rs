@@ -55,6 +55,7 @@ macro_rules! conformance_tests {
             a_log_begins_anew_at_any_offset_and_that_lasts,
             everything_durable_is_there_after_a_restart,
             derived_state_comes_back_from_the_checkpoint,
+            derived_state_does_not_outlive_the_records_that_it_covers,
             replay_shows_each_header_once,
             truncation_removes_whole_batches_and_lasts,
             a_log_start_lasts,
@@ -68,6 +69,23 @@ macro_rules! conformance_tests {
             stored_logs_are_listed_with_what_the_checkpoint_knew,
             a_closed_store_refuses,
             written_durability_is_readable_at_once_and_lasts,
+        }
+    };
+    ($volume:expr; $($check:ident,)+) => {
+        $(
+            #[test]
+            fn $check() {
+                $crate::storage::conformance::$check(&$volume);
+            }
+        )+
+    };
+}
+pub(crate) use conformance_tests;
+
+/// Declares one test for each check of compaction, for a store that has it.
+macro_rules! compaction_conformance_tests {
+    ($volume:expr) => {
+        $crate::storage::conformance::conformance_tests! { $volume;
             compaction_keeps_the_last_record_of_each_key_c4,
             a_log_without_the_policy_is_left_alone,
             what_is_young_or_not_replicated_is_left_alone_c1,
@@ -86,16 +104,8 @@ macro_rules! conformance_tests {
             a_compacted_log_that_is_deleted_is_gone,
         }
     };
-    ($volume:expr; $($check:ident,)+) => {
-        $(
-            #[test]
-            fn $check() {
-                $crate::storage::conformance::$check(&$volume);
-            }
-        )+
-    };
 }
-pub(crate) use conformance_tests;
+pub(crate) use compaction_conformance_tests;
 
 /// A listener that a thread can wait on.
 #[derive(Debug, Default)]
@@ -420,6 +430,27 @@ pub(crate) fn derived_state_comes_back_from_the_checkpoint(volume: &dyn Volume) 
     let log = open(&volume.open(), LogSettings::default());
     assert_eq!(log.state, Some(state));
     assert_eq!(log.log.ends().log_end, 18);
+}
+
+pub(crate) fn derived_state_does_not_outlive_the_records_that_it_covers(volume: &dyn Volume) {
+    for (offset, survives) in [(9, false), (6, true)] {
+        let store = volume.open();
+        let log = open(&store, kept_for_ever());
+        log.log.start_anew(0).expect("an empty log");
+        three_by_three(&log);
+        let state = StateSnapshot { offset, bytes: Bytes::from_static(b"derived") };
+        let entry = CheckpointEntry { partition: partition(0), state: Some(state.clone()) };
+        store.checkpoint(vec![entry], 5).expect("a checkpoint");
+        log.log.truncate(6).expect("a cut");
+        // Other records at the offsets of those that were cut.
+        three_by_three(&log);
+        store.close();
+        let store = volume.open();
+        let log = open(&store, kept_for_ever());
+        assert_eq!(log.log.ends().log_end, 15);
+        assert_eq!(log.state, survives.then_some(state), "at {offset}");
+        store.close();
+    }
 }
 
 pub(crate) fn replay_shows_each_header_once(volume: &dyn Volume) {

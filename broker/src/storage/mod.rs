@@ -25,6 +25,8 @@ pub mod journal;
 
 #[cfg(test)]
 pub(crate) mod conformance;
+#[cfg(test)]
+pub(crate) mod sim_store;
 
 use std::io;
 use std::path::PathBuf;
@@ -331,8 +333,8 @@ pub trait PartitionLog: Send + Sync + std::fmt::Debug {
     fn read(&self, range: ReadRange) -> Result<RecordBytes, StorageError>;
 
     /// Removes every batch that holds an offset at or above `offset`; the log then ends after the last batch that is
-    /// left, and starts no later than that. Durable on return. Blocks on the disk. Not to be called while appends
-    /// are on their way.
+    /// left, and starts no later than that. Derived state that covers a removed batch is forgotten. Durable on return.
+    /// Blocks on the disk. Not to be called while appends are on their way.
     fn truncate(&self, offset: i64) -> Result<LogEnds, StorageError>;
 
     /// Moves the log start up to `log_start`, which must not be above the durable end. Durable on return. Blocks.

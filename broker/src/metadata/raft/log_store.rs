@@ -21,12 +21,9 @@ use bytes::Bytes;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{OptionalSend, OptionalSync};
 use parking_lot::Mutex;
-use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Direction, IteratorMode, LogLevel,
-    Options, ReadOptions,
-};
 use tokio::sync::{mpsc, oneshot};
 
+use super::disk::{Disk, RocksDisk};
 use super::types::{Entry, LogId, TypeConfig, Vote};
 use super::writer::{self, Progress, Request};
 use super::{codec, keys};
@@ -38,10 +35,6 @@ const TAIL_ENTRIES: usize = 512;
 /// Entries that replication sends at a time; well below the longest frame.
 const READ_BYTES: usize = 4 << 20;
 
-/// The log is small: two write buffers of this size are most of what it keeps in memory.
-const WRITE_BUFFER_BYTES: usize = 4 << 20;
-const BLOCK_CACHE_BYTES: usize = 1 << 20;
-
 /// An entry above this size would not fit into a frame together with what surrounds it.
 pub(super) const MAX_ENTRY_BYTES: usize = 8 << 20;
 
@@ -52,14 +45,14 @@ pub(super) struct LogStore {
 }
 
 struct Shared {
-    db: Arc<DB>,
+    disk: Arc<dyn Disk>,
     memory: Arc<Memory>,
     requests: mpsc::Sender<Request>,
 }
 
 /// Lets the store be closed: the database and its lock are released when this returns.
 pub(super) struct Closer {
-    db: std::sync::Weak<DB>,
+    disk: std::sync::Weak<dyn Disk>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -156,14 +149,25 @@ impl State {
 impl LogStore {
     /// Opens or makes the database in `directory`. Blocks on the disk.
     pub(super) fn open(directory: &Path) -> io::Result<(Self, Closer)> {
-        let db = DB::open(&options(), directory).map_err(io::Error::other)?;
-        let state = load(&db)?;
+        let disk: Arc<dyn Disk> = Arc::new(RocksDisk::open(directory)?);
+        let state = load(disk.as_ref())?;
         let last_index = state.last.map(|last| last.index);
         let memory = Arc::new(Memory { state: Mutex::new(state) });
-        let db = Arc::new(db);
-        let (requests, thread) = writer::start(Arc::clone(&db), last_index, Arc::clone(&memory) as _)?;
-        let closer = Closer { db: Arc::downgrade(&db), thread: Some(thread) };
-        Ok((Self { shared: Arc::new(Shared { db, memory, requests }) }, closer))
+        let (requests, thread) = writer::start(Arc::clone(&disk), last_index, Arc::clone(&memory) as _)?;
+        let closer = Closer { disk: Arc::downgrade(&disk), thread: Some(thread) };
+        Ok((Self { shared: Arc::new(Shared { disk, memory, requests }) }, closer))
+    }
+
+    /// The same on a simulated disk, with a task in the place of the thread.
+    #[cfg(test)]
+    pub(super) fn open_simulated(disk: Arc<super::sim_disk::SimRaftDisk>) -> io::Result<(Self, Closer)> {
+        let state = load(disk.as_ref())?;
+        let last_index = state.last.map(|last| last.index);
+        let memory = Arc::new(Memory { state: Mutex::new(state) });
+        let requests = writer::start_simulated(Arc::clone(&disk), last_index, Arc::clone(&memory) as _);
+        let disk: Arc<dyn Disk> = disk;
+        let closer = Closer { disk: Arc::downgrade(&disk), thread: None };
+        Ok((Self { shared: Arc::new(Shared { disk, memory, requests }) }, closer))
     }
 
     /// Tells where the log ends, also while the store is being closed.
@@ -173,7 +177,7 @@ impl LogStore {
 
     /// The stored snapshot. Blocks on the disk.
     pub(super) fn snapshot(&self) -> io::Result<Option<Bytes>> {
-        read(&self.shared.db, &keys::SNAPSHOT)
+        self.shared.disk.get(&keys::SNAPSHOT)
     }
 
     /// Replaces the stored snapshot; durable when this returns.
@@ -204,8 +208,8 @@ impl LogStore {
                 (start..end.min(tail_start), newer, state.truncations)
             };
             if !older.is_empty() {
-                let db = Arc::clone(&self.shared.db);
-                let read = tokio::task::spawn_blocking(move || scan(&db, older.start, older.end, limit));
+                let disk = Arc::clone(&self.shared.disk);
+                let read = crate::blocking::spawn_blocking(move || disk.scan(older.start, older.end, limit));
                 let (mut found, complete) = read.await.map_err(io::Error::other)??;
                 if complete {
                     found.append(&mut entries);
@@ -234,7 +238,7 @@ impl Closer {
         const PATIENCE: Duration = Duration::from_secs(5);
         const STEP: Duration = Duration::from_millis(5);
         let mut waited = Duration::ZERO;
-        while self.db.strong_count() > 0 {
+        while self.disk.strong_count() > 0 {
             // Tasks of openraft end a little after it says that it has shut down.
             if waited >= PATIENCE {
                 tracing::warn!("the metadata log is still in use after the quorum member has stopped");
@@ -392,73 +396,16 @@ fn writer_gone() -> io::Error {
     io::Error::other("the metadata log is closed")
 }
 
-fn options() -> Options {
-    let mut table = BlockBasedOptions::default();
-    table.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
-    let mut options = Options::default();
-    options.create_if_missing(true);
-    options.set_block_based_table_factory(&table);
-    options.set_compression_type(DBCompressionType::Lz4);
-    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
-    options.set_max_write_buffer_number(2);
-    options.set_max_total_wal_size(4 * u64::try_from(WRITE_BUFFER_BYTES).unwrap_or(u64::MAX));
-    options.set_max_open_files(32);
-    options.set_max_background_jobs(2);
-    // A torn record at the end was never acknowledged; anything else that does not read is damage, and refused.
-    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
-    options.set_keep_log_file_num(2);
-    options.set_log_level(LogLevel::Warn);
-    options.set_stats_dump_period_sec(0);
-    options.set_stats_persist_period_sec(0);
-    options
-}
-
-fn load(db: &DB) -> io::Result<State> {
+fn load(disk: &dyn Disk) -> io::Result<State> {
     let mut state = State {
-        vote: read(db, &keys::VOTE)?.map(codec::decode_vote).transpose()?,
-        committed: read(db, &keys::COMMITTED)?.map(codec::decode_log_id).transpose()?,
-        purged: read(db, &keys::PURGED)?.map(codec::decode_log_id).transpose()?,
+        vote: disk.get(&keys::VOTE)?.map(codec::decode_vote).transpose()?,
+        committed: disk.get(&keys::COMMITTED)?.map(codec::decode_log_id).transpose()?,
+        purged: disk.get(&keys::PURGED)?.map(codec::decode_log_id).transpose()?,
         ..State::default()
     };
-    let end = keys::entry(u64::MAX);
-    let mut backward = db.iterator_opt(IteratorMode::From(&end, Direction::Reverse), read_options());
-    let last = match backward.next().transpose().map_err(io::Error::other)? {
-        Some((key, value)) if keys::entry_index(&key).is_some() => {
-            Some(codec::decode_entry(value.into_vec().into())?.log_id)
-        }
-        _ => None,
-    };
+    let last = disk.last_entry()?.map(codec::decode_entry).transpose()?.map(|entry| entry.log_id);
     state.last = last.max(state.purged);
     Ok(state)
-}
-
-fn read_options() -> ReadOptions {
-    let mut options = ReadOptions::default();
-    options.set_verify_checksums(true);
-    options
-}
-
-fn read(db: &DB, key: &[u8]) -> io::Result<Option<Bytes>> {
-    let value = db.get_opt(key, &read_options()).map_err(io::Error::other)?;
-    Ok(value.map(Bytes::from))
-}
-
-/// Entries from `start` to before `end`, and whether that is all of them.
-fn scan(db: &DB, start: u64, end: u64, limit: usize) -> io::Result<(Vec<Bytes>, bool)> {
-    let first = keys::entry(start);
-    let mut options = read_options();
-    options.set_iterate_upper_bound(keys::entry(end).to_vec());
-    let mut entries = Vec::new();
-    let mut size = 0;
-    for item in db.iterator_opt(IteratorMode::From(&first, Direction::Forward), options) {
-        let (_, value) = item.map_err(io::Error::other)?;
-        size += value.len();
-        if size > limit && !entries.is_empty() {
-            return Ok((entries, false));
-        }
-        entries.push(Bytes::from(value.into_vec()));
-    }
-    Ok((entries, true))
 }
 
 // Handles are used from several tasks at once.

@@ -5,6 +5,7 @@ use openraft::storage::{RaftLogStorageExt, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
 use uuid::Uuid;
 
+use super::super::disk;
 use super::super::state_machine::StateMachine;
 use super::super::types::{Command, EntryPayload, SnapshotMeta};
 use super::*;
@@ -132,7 +133,7 @@ async fn a_committed_position_is_never_stored_without_its_entries() {
 async fn a_damaged_value_is_an_error_not_an_empty_log() {
     let directory = tempfile::tempdir().unwrap();
     {
-        let db = DB::open(&options(), directory.path()).unwrap();
+        let db = rocksdb::DB::open(&disk::options(), directory.path()).unwrap();
         db.put(keys::VOTE, b"nonsense").unwrap();
     }
     assert!(LogStore::open(directory.path()).is_err());

@@ -17,11 +17,14 @@
 //! decided in another term than it was logged in changes nothing (the leader that decided it saw another image).
 
 mod codec;
+mod disk;
 mod keys;
 mod log_store;
 mod membership;
 mod network;
 mod node;
+#[cfg(test)]
+pub(crate) mod sim_disk;
 mod state_machine;
 mod status;
 mod succession;

@@ -164,7 +164,7 @@ impl RaftNode {
     pub async fn start(options: RaftOptions) -> Result<Self, StartError> {
         let directory = options.directory.clone();
         let cluster_id = options.cluster_id;
-        let opened = tokio::task::spawn_blocking(move || open(&directory, cluster_id)).await;
+        let opened = crate::blocking::spawn_blocking(move || open(&directory, cluster_id)).await;
         let storage = |source| StartError::Storage { directory: options.directory.clone(), source };
         let (store, closer, machine) =
             opened.map_err(|error| storage(io::Error::other(error)))?.map_err(storage)?;
@@ -355,16 +355,24 @@ impl RaftNode {
         drop(self);
         if let Some(closer) = closer {
             // Cannot fail: the closure does not panic.
-            let _ = tokio::task::spawn_blocking(move || closer.close()).await;
+            let _ = crate::blocking::spawn_blocking(move || closer.close()).await;
         }
     }
 }
 
 fn open(directory: &Path, cluster_id: Uuid) -> io::Result<(LogStore, Closer, StateMachine)> {
-    std::fs::create_dir_all(directory)?;
-    let (store, closer) = LogStore::open(directory)?;
+    let (store, closer) = open_log(directory)?;
     let machine = StateMachine::open(store.clone(), cluster_id)?;
     Ok((store, closer, machine))
+}
+
+fn open_log(directory: &Path) -> io::Result<(LogStore, Closer)> {
+    #[cfg(test)]
+    if let Some(disk) = super::sim_disk::of(directory) {
+        return LogStore::open_simulated(disk);
+    }
+    std::fs::create_dir_all(directory)?;
+    LogStore::open(directory)
 }
 
 fn config(options: &RaftOptions) -> Result<Config, String> {

@@ -173,7 +173,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
         let store = self.store.clone();
         let stored =
-            tokio::task::spawn_blocking(move || store.snapshot()).await.map_err(io::Error::other)??;
+            crate::blocking::spawn_blocking(move || store.snapshot()).await.map_err(io::Error::other)??;
         let Some(snapshot) = stored else { return Ok(None) };
         let meta = codec::decode_snapshot(snapshot.clone())?.meta;
         Ok(Some(Snapshot { meta, snapshot }))
@@ -193,7 +193,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let (image, meta) = (Arc::clone(&self.image), self.meta.clone());
         let encode = move || codec::encode_snapshot(image.cluster_id, &meta, &image.to_records());
-        let snapshot = tokio::task::spawn_blocking(encode).await.map_err(io::Error::other)??;
+        let snapshot = crate::blocking::spawn_blocking(encode).await.map_err(io::Error::other)??;
         self.store.save_snapshot(snapshot.clone()).await?;
         tracing::info!(
             raft.index = self.image.log_index,

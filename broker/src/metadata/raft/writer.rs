@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use openraft::storage::IOFlushed;
-use rocksdb::{DB, WriteBatch, WriteOptions};
 use tokio::sync::{mpsc, oneshot};
 
 use super::codec;
+use super::disk::{Disk, Writes};
 use super::keys;
 use super::types::{LogId, TypeConfig};
 
@@ -50,19 +50,42 @@ pub(super) trait Progress: Send + Sync + 'static {
 
 /// Starts the thread; it ends when the last sender is gone.
 pub(super) fn start(
-    db: Arc<DB>,
+    disk: Arc<dyn Disk>,
     last_index: Option<u64>,
     progress: Arc<dyn Progress>,
 ) -> io::Result<(mpsc::Sender<Request>, std::thread::JoinHandle<()>)> {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let writer = Writer { db, progress, last_index, saved_committed: None, failure: None };
+    let writer = Writer::new(disk, last_index, progress);
     let thread =
         std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || writer.run(receiver))?;
     Ok((sender, thread))
 }
 
+/// The same as a task, for a simulated disk that takes its time.
+#[cfg(test)]
+pub(super) fn start_simulated(
+    disk: Arc<super::sim_disk::SimRaftDisk>,
+    last_index: Option<u64>,
+    progress: Arc<dyn Progress>,
+) -> mpsc::Sender<Request> {
+    let (sender, mut receiver) = mpsc::channel(QUEUE);
+    let mut writer = Writer::new(Arc::clone(&disk) as _, last_index, progress);
+    tokio::spawn(async move {
+        while let Some(first) = receiver.recv().await {
+            let (batch, committed) = writer.gather(first, &mut receiver);
+            if batch.synced {
+                disk.begin(batch.writes.clone());
+                tokio::time::sleep(disk.sync_time()).await;
+            }
+            writer.commit(batch, committed);
+        }
+        writer.write_committed_at_the_end();
+    });
+    sender
+}
+
 struct Writer {
-    db: Arc<DB>,
+    disk: Arc<dyn Disk>,
     progress: Arc<dyn Progress>,
     /// Last entry in RocksDB, or purged from it.
     last_index: Option<u64>,
@@ -76,21 +99,31 @@ enum Waiting {
 }
 
 impl Writer {
+    fn new(disk: Arc<dyn Disk>, last_index: Option<u64>, progress: Arc<dyn Progress>) -> Self {
+        Self { disk, progress, last_index, saved_committed: None, failure: None }
+    }
+
     fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         while let Some(first) = requests.blocking_recv() {
-            // Taken before the queue is looked at: all entries up to it are in this batch or an earlier one.
-            let committed = self.progress.committed();
-            let mut batch = Batch::default();
-            self.add(first, &mut batch);
-            while batch.requests < MAX_BATCH_REQUESTS && batch.writes.size_in_bytes() < MAX_BATCH_BYTES {
-                match requests.try_recv() {
-                    Ok(request) => self.add(request, &mut batch),
-                    Err(_) => break,
-                }
-            }
+            let (batch, committed) = self.gather(first, &mut requests);
             self.commit(batch, committed);
         }
         self.write_committed_at_the_end();
+    }
+
+    /// The first request and those that wait behind it; and what is known to be committed.
+    fn gather(&mut self, first: Request, requests: &mut mpsc::Receiver<Request>) -> (Batch, Option<LogId>) {
+        // Taken before the queue is looked at: all entries up to it are in this batch or an earlier one.
+        let committed = self.progress.committed();
+        let mut batch = Batch::default();
+        self.add(first, &mut batch);
+        while batch.requests < MAX_BATCH_REQUESTS && batch.writes.size_in_bytes() < MAX_BATCH_BYTES {
+            match requests.try_recv() {
+                Ok(request) => self.add(request, &mut batch),
+                Err(_) => break,
+            }
+        }
+        (batch, committed)
     }
 
     fn add(&mut self, request: Request, batch: &mut Batch) {
@@ -106,7 +139,7 @@ impl Writer {
                 batch.waiting.push(Waiting::Flushed(flushed));
             }
             Request::Truncate { from } => {
-                batch.writes.delete_range(&keys::entry(from)[..], &keys::ENTRIES_END[..]);
+                batch.writes.delete_range(keys::entry(from), keys::ENTRIES_END);
                 self.last_index = from.checked_sub(1);
             }
             Request::Purge { upto } => {
@@ -150,7 +183,7 @@ impl Writer {
         }
     }
 
-    fn put_committed(&mut self, writes: &mut WriteBatch, committed: Option<LogId>) {
+    fn put_committed(&mut self, writes: &mut Writes, committed: Option<LogId>) {
         let Some(log_id) = committed else { return };
         match codec::encode_log_id(log_id) {
             Ok(bytes) => {
@@ -164,20 +197,18 @@ impl Writer {
     fn write_committed_at_the_end(&mut self) {
         let committed = self.progress.committed().filter(|log_id| Some(log_id.index) <= self.last_index);
         if committed > self.saved_committed {
-            let mut writes = WriteBatch::default();
+            let mut writes = Writes::default();
             self.put_committed(&mut writes, committed);
             // Only saves work at the next start; a failure is logged in `write`.
             let _ = self.write(writes, false);
         }
     }
 
-    fn write(&mut self, writes: WriteBatch, synced: bool) -> Result<(), String> {
+    fn write(&mut self, writes: Writes, synced: bool) -> Result<(), String> {
         if let Some(reason) = &self.failure {
             return Err(reason.clone());
         }
-        let mut options = WriteOptions::default();
-        options.set_sync(synced);
-        self.db.write_opt(writes, &options).map_err(|error| {
+        self.disk.write(writes, synced).map_err(|error| {
             let reason = format!("the metadata log cannot be written: {error}");
             self.fail(&reason);
             reason
@@ -194,7 +225,7 @@ impl Writer {
 
 #[derive(Default)]
 struct Batch {
-    writes: WriteBatch,
+    writes: Writes,
     requests: usize,
     synced: bool,
     sequence: Option<u64>,

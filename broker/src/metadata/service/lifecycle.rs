@@ -138,7 +138,7 @@ async fn registered_as(shared: &Shared, broker_id: BrokerId, broker_epoch: i64) 
     // On the volume before anyone relies on it: after a crash the broker must ask for the same id.
     // A loss that was reported is reported once: the image contains the registration.
     let store = move || volume.set_broker_id(broker_id).and_then(|()| volume.set_loss_reported());
-    let stored = tokio::task::spawn_blocking(store).await;
+    let stored = crate::blocking::spawn_blocking(store).await;
     match stored {
         Ok(Ok(())) => {}
         Ok(Err(error)) => return Err(error.to_string()),

@@ -17,7 +17,8 @@ use super::*;
 use crate::storage::batch::parse_header;
 use crate::storage::batch::samples::{batch, keyed_batch};
 use crate::storage::conformance::{
-    Opened, Volume, compacted, conformance_tests, job, kept_for_ever, open, partition, records, try_open,
+    Opened, Volume, compacted, compaction_conformance_tests, conformance_tests, job, kept_for_ever, open,
+    partition, records, try_open,
 };
 use crate::storage::{Durability, ReadRange};
 
@@ -115,20 +116,27 @@ fn options() -> JournalStoreOptions {
 mod with_defaults {
     use super::*;
     conformance_tests!(Directory::new(options()));
+    compaction_conformance_tests!(Directory::new(options()));
 }
 
 mod without_tail_cache_and_with_short_segments {
     use super::*;
-    conformance_tests!(Directory::new(JournalStoreOptions {
-        tail_cache_bytes: 0,
-        segment_bytes: Some(32 << 10),
-        ..options()
-    }));
+    fn volume() -> Directory {
+        Directory::new(JournalStoreOptions {
+            tail_cache_bytes: 0,
+            segment_bytes: Some(32 << 10),
+            ..options()
+        })
+    }
+
+    conformance_tests!(volume());
+    compaction_conformance_tests!(volume());
 }
 
 mod on_a_simulated_disk {
     use super::*;
     conformance_tests!(Directory::simulated(options()).0);
+    compaction_conformance_tests!(Directory::simulated(options()).0);
 }
 
 fn expect_poisoned(store: &Arc<dyn LogStore>, log: &Opened, doing: &str) {
