@@ -17,7 +17,7 @@ pub mod topic;
 mod topic_keys;
 mod value;
 
-pub use broker::{BrokerConfig, ConnectionLimits};
+pub use broker::{BalanceConfig, BrokerConfig, ConnectionLimits};
 pub use error::{ConfigError, report};
 pub use listeners::{FleetListener, HostPort, ListenerConfig, TlsFiles};
 pub use quorum::QuorumConfig;

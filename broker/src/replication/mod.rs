@@ -19,6 +19,7 @@
 
 mod fetcher;
 mod leadership;
+mod load;
 pub mod manager;
 pub mod partition;
 pub mod peers;
@@ -39,7 +40,7 @@ mod fleet_test;
 mod reassignment_test;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests may panic")]
-mod test_fleet;
+pub(crate) mod test_fleet;
 
 use std::time::Duration;
 
@@ -51,6 +52,7 @@ use crate::metadata::image::{BrokerId, TopicIdPartition};
 use crate::storage::{EpochEnd, LogSettings};
 
 pub use leadership::{LeaderAssignment, Member, Proposal};
+pub use load::ClusterLoad;
 pub use manager::{HostedLog, PendingProduce, ReplicaManager, ReplicaManagerOptions};
 pub use partition::Partition;
 pub use progress::{Progress, ReplicaProgress};
