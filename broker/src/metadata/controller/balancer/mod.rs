@@ -1,6 +1,6 @@
 //! Decides which partitions move where, in what order, and how fast: values in, values out.
 //!
-//! [`plan()`] looks at the whole cluster and says every move that is worthwhile, first to last; [`select`] says which of them
+//! [`plan()`] looks at the whole cluster and says every move that is worthwhile, first to last; [`select()`] says which of them
 //! may begin now; [`rate::next_rate`] how fast they are filled. Nothing is remembered between two plans: each starts from
 //! the metadata as they are, so a controller that takes over goes on, and what somebody else changes is reckoned with.
 //!

@@ -1,10 +1,11 @@
-//! Makes plans: see [`super`].
+//! Makes plans; what they are for is said in the module above.
 //!
 //! Why plans come to an end, even if only their first steps are carried out before the next is made: each step lowers the
 //! first of these that it changes: replicas on draining brokers that can go; replicas outside the bounds; bytes outside the
 //! bounds; leaders outside the bounds. All are whole numbers. A step is taken as a whole, as the halves of a swap do not
 //! lower them by themselves.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeSet, VecDeque};
 
 use super::model::{Bounds, Load, Model};
@@ -22,6 +23,23 @@ pub fn plan(cluster: &Cluster, goals: &Goals) -> Plan {
         while planner.level(goals.threshold) {}
     }
     Plan { steps: planner.steps, blockers }
+}
+
+/// The candidate with the smallest key of those that fit. Whether one fits is asked only where it would be the smallest, as
+/// that takes longer than anything else.
+fn least<C: Copy, K: Ord>(
+    candidates: impl Iterator<Item = C>,
+    key: impl Fn(C) -> K,
+    fits: impl Fn(C) -> bool,
+) -> Option<C> {
+    let mut best: Option<(K, C)> = None;
+    for candidate in candidates {
+        let key = key(candidate);
+        if best.as_ref().is_none_or(|(smallest, _)| key < *smallest) && fits(candidate) {
+            best = Some((key, candidate));
+        }
+    }
+    best.map(|(_, candidate)| candidate)
 }
 
 struct Planner<'a> {
@@ -161,7 +179,7 @@ impl Planner<'_> {
                 }
             }
         }
-        pairs.sort_by_key(|(difference, from, to)| (std::cmp::Reverse(*difference), *from, *to));
+        pairs.sort_by_key(|(difference, from, to)| (Reverse(*difference), *from, *to));
         pairs.into_iter().map(|(_, from, to)| (from, to)).collect()
     }
 
@@ -178,12 +196,10 @@ impl Planner<'_> {
             let mean = self.model.bounds(0.0, |load| load.bytes).low;
             let wanted = self.model.bounds(0.0, |load| load.replicas).high;
             let lacking = mean.saturating_sub(less.bytes) / wanted.saturating_sub(less.replicas).max(1);
-            let fitting = self
-                .model
-                .movable(from)
-                .filter(|index| self.model.may_have(*index, &self.model.replaced(*index, from, to)));
-            let best = fitting
-                .min_by_key(|index| (self.model.cluster.partitions[*index].bytes.abs_diff(lacking), *index));
+            let key = |index: usize| (self.model.cluster.partitions[index].bytes.abs_diff(lacking), index);
+            let best = least(self.model.movable(from), key, |index| {
+                self.model.may_have(index, &self.model.replaced(index, from, to))
+            });
             if let Some(index) = best {
                 let next = self.model.replaced(index, from, to);
                 self.take(vec![(index, next)], Reason::Replicas);
@@ -228,17 +244,16 @@ impl Planner<'_> {
         if counts.excess(more.checked_sub(1)?) + counts.excess(less + 1) > before {
             return None;
         }
-        let fitting = self.model.movable(from).filter_map(|index| {
+        let gaining = self.model.movable(from).filter_map(|index| {
             let bytes = self.model.cluster.partitions[index].bytes;
-            let gain = self.gain(from, to, bytes, bounds)?;
-            let next = self.model.replaced(index, from, to);
-            self.model.may_have(index, &next).then_some((gain, bytes, index, next))
+            Some((self.gain(from, to, bytes, bounds)?, bytes, index))
         });
         // What gains most; of those, what is smallest.
-        let best = fitting.max_by_key(|(gain, bytes, index, _)| {
-            (*gain, std::cmp::Reverse(*bytes), std::cmp::Reverse(*index))
+        let key = |(gain, bytes, index): (u64, u64, usize)| (Reverse(gain), bytes, index);
+        let (_, _, index) = least(gaining, key, |(_, _, index)| {
+            self.model.may_have(index, &self.model.replaced(index, from, to))
         })?;
-        Some(vec![(best.2, best.3)])
+        Some(vec![(index, self.model.replaced(index, from, to))])
     }
 
     /// A large one goes over and a small one comes back.
@@ -257,7 +272,7 @@ impl Planner<'_> {
         let gains = pairs.filter_map(|(large, small)| {
             let difference = bytes(&large).checked_sub(bytes(&small))?;
             let gain = self.gain(from, to, difference, bounds)?;
-            Some((gain, std::cmp::Reverse(bytes(&large) + bytes(&small)), large, small))
+            Some((gain, Reverse(bytes(&large) + bytes(&small)), large, small))
         });
         let (_, _, large, small) = gains.max()?;
         Some(vec![
@@ -271,7 +286,7 @@ impl Planner<'_> {
         let bounds = self.model.bounds(threshold, |load| load.leaders);
         let leaders = |id: BrokerId| self.model.load(id).leaders;
         let mut sources: Vec<BrokerId> = self.model.takers().collect();
-        sources.sort_by_key(|id| (std::cmp::Reverse(leaders(*id)), *id));
+        sources.sort_by_key(|id| (Reverse(leaders(*id)), *id));
         for from in sources {
             let Some(path) = self.way_for_leadership(from, bounds) else { continue };
             let handed = path.into_iter().map(|(index, to)| {

@@ -136,6 +136,29 @@ fn a_drain_that_cannot_be_says_which_partitions_are_in_the_way_and_leadership_mo
     assert_eq!(super::plan(&after, &GOALS).steps, []);
 }
 
+#[test]
+#[ignore = "a measurement"]
+fn how_long_planning_takes() {
+    let mut cluster = Cluster { brokers: brokers(&[None; 11]), partitions: Vec::new() };
+    for number in 0_i32..10_000 {
+        let at = |more| (number + more) % 10;
+        let bytes = u64::from(number.cast_unsigned()) * 7_919 % 1_000_003;
+        cluster.partitions.push(partition(number, &[at(0), at(1), at(2)], bytes));
+    }
+    let began = std::time::Instant::now();
+    let join = plan(&cluster, &GOALS);
+    eprintln!("join: {} partitions move, planned in {:.1?}", join.moves().len(), began.elapsed());
+    let after = carry_out(&cluster, &join.moves());
+    eprintln!("replicas {:?}, leaders {:?}, bytes {:?}", replicas(&after), leaders(&after), sizes(&after));
+    drain(&mut cluster, 0);
+    let began = std::time::Instant::now();
+    let drain = plan(&cluster, &Goals { level: false, ..GOALS });
+    eprintln!("drain: {} partitions move, planned in {:.1?}", drain.moves().len(), began.elapsed());
+    let began = std::time::Instant::now();
+    assert_eq!(plan(&after, &GOALS).steps, []);
+    eprintln!("nothing to do: seen in {:.1?}", began.elapsed());
+}
+
 fn clusters() -> impl Strategy<Value = Cluster> {
     let broker = (prop::option::of(prop::sample::select(vec!["a", "b", "c"])), 0_u8..10);
     let some_brokers = prop::collection::vec(broker, 1..8);
