@@ -41,7 +41,11 @@ fn create_topic(address: &str, brokers: &[i32]) {
 
 /// Appends a megabyte with acks=all, wherever the leader is.
 fn produce(fleet: &Fleet, asked: usize, number: i32) {
-    let value = [7; 900_000];
+    produce_bytes(fleet, asked, number, 900_000);
+}
+
+fn produce_bytes(fleet: &Fleet, asked: usize, number: i32, bytes: usize) {
+    let value = vec![7; bytes];
     let record = NewRecord { timestamp: 1, value: Some(&value), ..Default::default() };
     let records = BatchBuilder::new(Compression::None).append(record).build();
     until("records to be taken", || {
@@ -149,4 +153,52 @@ fn how_long_a_drain_takes() {
         (view["empty"] == json!(true)).then_some(())
     });
     eprintln!("216 MB in 12 partitions: {:.1?}", began.elapsed());
+}
+
+/// Clients write a kilobyte at a time, each request on a connection of its own after one that asks for the leader.
+#[test]
+#[ignore = "a measurement"]
+fn how_clients_fare_during_a_drain() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
+    for goal in ["100", "10"] {
+        let setting: &'static str = format!("replica.rebalance.produce.p99.goal.ms={goal}").leak();
+        let fleet = Fleet::start_as(FleetPlan { settings: vec![setting], ..FleetPlan::of(3) });
+        create_topic(&fleet.address(0), &[0, 1]);
+        for _ in 0..20 {
+            (0..PARTITIONS).for_each(|number| produce(&fleet, 0, number));
+        }
+        let stop = AtomicBool::new(false);
+        let write = |until_stopped: bool| {
+            let (began, mut times) = (Instant::now(), Vec::new());
+            for number in (0..PARTITIONS).cycle() {
+                if if until_stopped { stop.load(Ordering::Relaxed) } else { began.elapsed().as_secs() >= 5 } {
+                    break;
+                }
+                let began = Instant::now();
+                produce_bytes(&fleet, 0, number, 1_000);
+                times.push(began.elapsed());
+            }
+            times.sort_unstable();
+            (times.len(), times[times.len() / 2], times[times.len() * 99 / 100])
+        };
+        eprintln!("goal {goal} ms, before: {:?} (requests, median, p99)", write(false));
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| write(true));
+            let began = Instant::now();
+            assert!(call(&fleet, 2, "POST", "/v1/brokers/1/drain", None).is_some());
+            let mut rates = Vec::new();
+            until("the broker to be empty", || {
+                let view = call(&fleet, 2, "GET", "/v1/brokers/1/drain", None)?;
+                let rate = view["rateLimit"].as_u64();
+                if rates.last() != Some(&rate) {
+                    rates.push(rate);
+                }
+                (view["empty"] == json!(true)).then_some(())
+            });
+            let took = began.elapsed();
+            stop.store(true, Ordering::Relaxed);
+            eprintln!("goal {goal} ms, during {took:.1?}: {:?}; rates {rates:?}", writing.join().unwrap());
+        });
+    }
 }
