@@ -8,6 +8,7 @@
 //! | [`server`] | client listeners, connections, framing, dispatch, start and stop |
 //! | [`management`] | the HTTP routes that the operator uses |
 //! | [`api`] | one file per Kafka API: request in, answer out |
+//! | [`balancer`] | keeps replicas and leaders spread, and empties brokers |
 //! | [`replication`] | partitions led or followed here: validation, followers, high watermark, waiting requests |
 //! | [`metadata`] | the image, the controller's decisions, the Raft group |
 //! | [`fleet`] | the internal listener and calls between brokers |
@@ -16,6 +17,7 @@
 //! | [`security`], [`config`], [`health`], [`metrics`], [`telemetry`] | what all of them need |
 
 pub mod api;
+pub mod balancer;
 mod blocking;
 pub mod config;
 pub mod fleet;

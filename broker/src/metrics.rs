@@ -2,6 +2,8 @@
 //!
 //! Labels come from small closed sets: API names, Kafka's error names, listener names, reasons spelled out here.
 
+pub mod durations;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+
+use durations::Durations;
 
 /// All metrics. Clones share them.
 #[derive(Clone)]
@@ -29,6 +33,7 @@ pub struct Metrics {
     refused: Family<ReasonLabels, Counter>,
     closed: Family<ReasonLabels, Counter>,
     cleaner: CleanerMetrics,
+    produce_times: Durations,
 }
 
 /// What the compaction of logs counts with.
@@ -171,6 +176,7 @@ impl Metrics {
             refused,
             closed,
             cleaner,
+            produce_times: Durations::default(),
         }
     }
 
@@ -179,6 +185,14 @@ impl Metrics {
         let labels = ApiLabels { api: Api(key) };
         self.requests.get_or_create(&labels).inc();
         self.request_time.get_or_create(&labels).observe(time.as_secs_f64());
+        if key == ApiKey::Produce {
+            self.produce_times.observe(time);
+        }
+    }
+
+    /// Times of all produce requests, in finer classes than those that are shown.
+    pub fn produce_times(&self) -> Durations {
+        self.produce_times.clone()
     }
 
     /// An answer holds an error.

@@ -172,6 +172,139 @@ pub struct FillingReplica {
     pub eta_ms: Option<u64>,
 }
 
+/// Body of `POST /v1/brokers/{id}/drain` and of `POST /v1/rebalance`; it may be left out. The answer is a [`PlanView`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StartBalancing {
+    /// Only say what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What the balancer would do, or has begun to do, as things stand. Later plans go by how things are then.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanView {
+    /// Whether it is being done; `false` after a dry run.
+    pub begun: bool,
+    /// Moves, first to last. Some are under way at a time.
+    pub moves: Vec<MoveView>,
+    /// Bytes to be copied, as far as sizes are known.
+    pub bytes: u64,
+    /// Partitions that cannot leave draining brokers.
+    pub blockers: Vec<DrainBlocker>,
+    /// Brokers in service that did not tell the sizes of the partitions that they lead. While there are any, brokers are
+    /// emptied and not levelled.
+    pub silent_brokers: Vec<i32>,
+}
+
+/// One partition's move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MoveView {
+    /// Kafka topic name.
+    pub topic: String,
+    /// Partition number.
+    pub partition: i32,
+    /// Replicas now, the preferred leader first.
+    pub from: Vec<i32>,
+    /// Replicas then, the preferred leader first. The same in another order: only leadership moves.
+    pub to: Vec<i32>,
+    /// Bytes to be copied, all replicas together.
+    pub bytes: u64,
+    /// `Drain`, or what is levelled by it: `Replicas`, `Bytes`, `Leaders`.
+    pub reason: String,
+}
+
+/// Why a partition cannot leave a draining broker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainBlocker {
+    /// The draining broker.
+    pub broker_id: i32,
+    /// Kafka topic name.
+    pub topic: String,
+    /// Partition number.
+    pub partition: i32,
+    /// `TooFewBrokers`, `TooFewRacks`, `NoLeader` or `OutOfService`.
+    pub reason: String,
+    /// What is wrong and what to do, for people.
+    pub message: String,
+}
+
+/// How far a broker is from being empty: `GET /v1/brokers/{id}/drain`. `POST` there has it emptied, and new partitions
+/// left to others, until `DELETE` ends both and takes moves under way back. `POST` and `DELETE /v1/brokers/{id}/cordon` are
+/// the same without moving what is there; the later of the two counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainView {
+    /// The broker.
+    pub broker_id: i32,
+    /// Whether it is being emptied, or kept empty.
+    pub draining: bool,
+    /// Whether it gets no new replicas; always so while it is draining.
+    pub cordoned: bool,
+    /// Whether no replica is assigned to it any more. It deletes their logs within moments.
+    pub empty: bool,
+    /// Replicas that are assigned to it.
+    pub replicas_left: u64,
+    /// Partitions that it leads.
+    pub leaders_left: u64,
+    /// Moves under way that take a replica from it.
+    pub moves_under_way: u64,
+    /// Bytes to be copied before it is empty, as far as they are known.
+    pub bytes_left: u64,
+    /// Bytes per second that all replicas under reassignment are sent, over the last ten seconds.
+    pub bytes_per_second: u64,
+    /// Bytes per second at which each leader fills the balancer's moves at most; `None` while there are none.
+    pub rate_limit: Option<u64>,
+    /// Milliseconds until it is empty at this rate; `None` while nothing is sent.
+    pub eta_ms: Option<u64>,
+    /// Partitions that cannot leave it as things stand.
+    pub blockers: Vec<DrainBlocker>,
+    /// See [`PlanView::silent_brokers`].
+    pub silent_brokers: Vec<i32>,
+}
+
+/// How far a rebalance is, and how even brokers are: `GET /v1/rebalance`. `POST` there begins one, which ends by itself;
+/// `DELETE` ends it and takes moves under way back, those of drains left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RebalanceView {
+    /// Whether one was asked for and is not done.
+    pub rebalancing: bool,
+    /// Partitions that the balancer is moving, for drains too.
+    pub moves_under_way: u64,
+    /// Further moves that are planned.
+    pub moves_left: u64,
+    /// Bytes to be copied, as far as they are known.
+    pub bytes_left: u64,
+    /// See [`DrainView::bytes_per_second`].
+    pub bytes_per_second: u64,
+    /// See [`DrainView::rate_limit`].
+    pub rate_limit: Option<u64>,
+    /// Milliseconds until it is done at this rate; `None` while nothing is sent.
+    pub eta_ms: Option<u64>,
+    /// What each broker carries.
+    pub brokers: Vec<BrokerLoadView>,
+    /// See [`PlanView::silent_brokers`].
+    pub silent_brokers: Vec<i32>,
+}
+
+/// What one broker carries.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerLoadView {
+    /// Broker.
+    pub broker_id: i32,
+    /// Replicas assigned to it.
+    pub replicas: u64,
+    /// Their bytes, as their leaders know them.
+    pub bytes: u64,
+    /// Partitions that it leads.
+    pub leaders: u64,
+}
+
 /// Tells the controller where a broker runs: `PUT /v1/brokers/{id}/rack`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -69,6 +69,7 @@ impl Broker {
             clock: Arc::new(|| NOW_MS),
             retention_check_interval: Duration::from_secs(300),
             checkpoint_interval: Duration::from_secs(60),
+            produce_times: crate::metrics::durations::Durations::default(),
             producer_id_expiration: Duration::from_secs(86_400),
         });
         replicas.applied().wait_for(|index| *index == 5).await.unwrap();

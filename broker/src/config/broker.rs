@@ -68,6 +68,8 @@ pub struct BrokerConfig {
     pub min_insync_replicas: usize,
     /// `auto.leader.rebalance.enable` and `leader.imbalance.check.interval.seconds`; `None` means never.
     pub leader_rebalance_interval: Option<Duration>,
+    /// What the balancer does by itself, and how fast.
+    pub balance: BalanceConfig,
     /// `log.retention.check.interval.ms`.
     pub retention_check_interval: Duration,
     /// `producer.id.expiration.ms`.
@@ -287,6 +289,15 @@ impl BrokerConfig {
             leader_rebalance_interval: values
                 .flag("auto.leader.rebalance.enable")
                 .then(|| Duration::from_secs(values.number("leader.imbalance.check.interval.seconds"))),
+            balance: BalanceConfig {
+                automatic: values.flag("auto.replica.rebalance.enable"),
+                imbalance_percentage: values.number("replica.imbalance.percentage"),
+                max_moves: values.number("replica.rebalance.moves.max"),
+                max_moves_per_broker: values.number("replica.rebalance.moves.per.broker.max"),
+                produce_p99_goal: values.millis("replica.rebalance.produce.p99.goal.ms"),
+                max_rate: values.number("replica.rebalance.rate.max"),
+                min_rate: values.number("replica.rebalance.rate.min"),
+            },
             retention_check_interval: values.millis("log.retention.check.interval.ms"),
             producer_id_expiration: values.millis("producer.id.expiration.ms"),
             cleaner: CleanerConfig {
@@ -307,6 +318,25 @@ impl BrokerConfig {
             settings,
         })
     }
+}
+
+/// What the balancer does by itself, and how fast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BalanceConfig {
+    /// `auto.replica.rebalance.enable`.
+    pub automatic: bool,
+    /// `replica.imbalance.percentage`.
+    pub imbalance_percentage: u8,
+    /// `replica.rebalance.moves.max`.
+    pub max_moves: usize,
+    /// `replica.rebalance.moves.per.broker.max`.
+    pub max_moves_per_broker: usize,
+    /// `replica.rebalance.produce.p99.goal.ms`.
+    pub produce_p99_goal: Duration,
+    /// `replica.rebalance.rate.max`, in bytes per second.
+    pub max_rate: u64,
+    /// `replica.rebalance.rate.min`, in bytes per second.
+    pub min_rate: u64,
 }
 
 /// How followers fetch from their leaders.

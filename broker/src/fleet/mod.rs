@@ -63,12 +63,14 @@ pub enum Method {
     ReplicaFetch = 11,
     /// Asks a leader how far the followers of partitions under reassignment are.
     ReplicaProgress = 12,
+    /// Asks a broker how large the partitions are that it leads, and how long its clients wait.
+    BrokerLoad = 13,
 }
 
 impl Method {
     /// The method with this number.
     pub fn from_code(code: u8) -> Option<Self> {
-        const ALL: [Method; 12] = [
+        const ALL: [Method; 13] = [
             Method::AppendEntries,
             Method::Vote,
             Method::PreVote,
@@ -81,6 +83,7 @@ impl Method {
             Method::DescribeQuorum,
             Method::ReplicaFetch,
             Method::ReplicaProgress,
+            Method::BrokerLoad,
         ];
         ALL.into_iter().find(|method| *method as u8 == code)
     }

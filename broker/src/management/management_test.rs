@@ -15,10 +15,15 @@ struct Api {
     router: Router,
 }
 
+fn balancer_options() -> BalancerOptions {
+    let config = crate::config::BrokerConfig::dev(std::path::Path::new("/nowhere"), 0);
+    BalancerOptions::new(&config.balance)
+}
+
 impl Api {
     async fn start(directory: &std::path::Path) -> Self {
         let broker = Broker::start(directory, Plan::default()).await;
-        let router = router(broker.service.member(), Arc::default());
+        let router = router(broker.service.member(), Arc::default(), balancer_options());
         Self { broker, router }
     }
 
@@ -136,6 +141,54 @@ async fn a_rack_is_set_for_a_broker_that_exists() {
     let outcome = api.code("PUT", "/v1/brokers/7/rack", r#"{"rack":null}"#).await;
     assert_eq!(outcome, (404, "BrokerNotFound".to_owned()));
     assert_eq!(api.code("PUT", "/v1/brokers/x/rack", r#"{"rack":null}"#).await.0, 400);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_is_drained_and_taken_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let api = Api::formed(directory.path()).await;
+    assert_eq!(api.call("PUT", "/v1/topics/orders", topic_request("uid-1", 3)).await.0, 200);
+    let path = "/v1/brokers/0/drain";
+    let (status, view) = api.call("GET", path, "").await;
+    assert_eq!((status, &view["draining"], &view["replicasLeft"]), (200, &json!(false), &json!(3)));
+    let (status, plan) = api.call("POST", path, r#"{"dryRun":true}"#).await;
+    assert_eq!(
+        (status, &plan["begun"], &plan["blockers"][0]["reason"]),
+        (200, &json!(false), &json!("TooFewBrokers"))
+    );
+    assert_eq!(api.call("GET", path, "").await.1["draining"], json!(false), "a dry run changes nothing");
+    let (status, plan) = api.call("POST", path, "").await;
+    assert_eq!((status, &plan["begun"]), (200, &json!(true)));
+    let (_, view) = api.call("GET", path, "").await;
+    assert_eq!(
+        (&view["draining"], &view["cordoned"], &view["empty"]),
+        (&json!(true), &json!(true), &json!(false))
+    );
+    assert_eq!(view["blockers"].as_array().unwrap().len(), 3);
+    let refused = api.code("PUT", "/v1/topics/more", topic_request("uid-1", 1)).await;
+    assert_eq!(refused, (422, "InvalidReplicationFactor".to_owned()), "nobody is left to hold it");
+    assert_eq!(api.call("POST", "/v1/brokers/0/cordon", "").await, (200, json!({})));
+    assert_eq!(api.call("GET", path, "").await.1["draining"], json!(false));
+    assert_eq!(api.call("DELETE", path, "").await, (200, json!({})));
+    assert_eq!(api.call("GET", path, "").await.1["cordoned"], json!(false));
+    assert_eq!(api.code("POST", "/v1/brokers/7/drain", "").await, (404, "BrokerNotFound".to_owned()));
+    assert_eq!(api.code("GET", "/v1/brokers/7/drain", "").await, (404, "BrokerNotFound".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebalance_is_asked_for_shown_and_cancelled() {
+    let directory = tempfile::tempdir().unwrap();
+    let api = Api::formed(directory.path()).await;
+    let path = "/v1/rebalance";
+    let (status, plan) = api.call("POST", path, r#"{"dryRun":true}"#).await;
+    assert_eq!((status, &plan["begun"], &plan["moves"]), (200, &json!(false), &json!([])));
+    assert_eq!(api.call("GET", path, "").await.1["rebalancing"], json!(false));
+    assert_eq!(api.call("POST", path, "").await.1["begun"], json!(true));
+    assert_eq!(api.call("GET", path, "").await.1["rebalancing"], json!(true));
+    assert_eq!(api.call("DELETE", path, "").await, (200, json!({})));
+    let (_, view) = api.call("GET", path, "").await;
+    assert_eq!((&view["rebalancing"], &view["brokers"][0]["brokerId"]), (&json!(false), &json!(0)));
+    assert_eq!(api.code("POST", path, "{").await, (400, "BadRequest".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

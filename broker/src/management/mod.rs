@@ -4,6 +4,7 @@
 //! are those of `millrace_management`; what a request means is decided by the controller, and what an answer shows is
 //! made in `views`. Every answer that is not a success is an [`ApiError`].
 
+mod balance;
 pub mod client;
 mod views;
 
@@ -25,8 +26,10 @@ use millrace_management::{
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::balancer::BalancerOptions;
 use crate::metadata::ControllerError;
 use crate::metadata::controller::{ControllerRequest, ControllerResponse, topic_view};
+use crate::metadata::image::BrokerId;
 use crate::metadata::raft::BootstrapError;
 use crate::metadata::service::Member;
 use crate::replication::{Progress, ReplicaManager};
@@ -41,7 +44,8 @@ const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(8);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The routes, answered by `member`. What only the leaders of partitions know is asked of `replicas` once they are open.
-pub fn router(member: Member, replicas: Arc<OnceLock<ReplicaManager>>) -> Router {
+pub fn router(member: Member, replicas: Arc<OnceLock<ReplicaManager>>, balancer: BalancerOptions) -> Router {
+    let balance = balance::routes(Arc::clone(&replicas), balancer);
     let reassignments = move |State(member): State<Member>| reassignments(member, Arc::clone(&replicas));
     let routes = Router::new()
         .route("/identity", get(identity))
@@ -51,7 +55,8 @@ pub fn router(member: Member, replicas: Arc<OnceLock<ReplicaManager>>) -> Router
         .route("/reassignments", get(reassignments))
         .route("/topics/{name}", get(topic).put(apply_topic).delete(delete_topic))
         .route("/topics/{name}/release", post(release_topic))
-        .route("/local/controlled-shutdown", post(controlled_shutdown));
+        .route("/local/controlled-shutdown", post(controlled_shutdown))
+        .merge(balance);
     Router::new()
         .nest(API_PREFIX, routes)
         .fallback(unknown_path)
@@ -168,8 +173,7 @@ async fn reassignments(member: Member, replicas: Arc<OnceLock<ReplicaManager>>) 
 
 async fn set_rack(State(member): State<Member>, id: Name, body: Body) -> Answer<Done> {
     let SetRack { rack } = parse(body)?;
-    let id = segment(id)?;
-    let Ok(broker_id) = id.parse() else { return Err(bad_request(format!("{id:?} is not a broker id"))) };
+    let broker_id = broker_segment(id)?;
     done(ask(&member, ControllerRequest::SetRack { broker_id, rack }).await?)
 }
 
@@ -260,6 +264,11 @@ fn parse<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
     let body = body.map_err(|rejection| bad_request(rejection.body_text()))?;
     serde_json::from_slice(&body)
         .map_err(|error| bad_request(format!("the body is not as expected: {error}")))
+}
+
+fn broker_segment(id: Name) -> Result<BrokerId, Refusal> {
+    let id = segment(id)?;
+    id.parse().map_err(|_| bad_request(format!("{id:?} is not a broker id")))
 }
 
 fn segment(name: Name) -> Result<String, Refusal> {

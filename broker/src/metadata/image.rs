@@ -77,6 +77,33 @@ impl BrokerImage {
     }
 }
 
+/// What somebody wants of a broker that is to get no more replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BrokerMark {
+    /// New partitions and moves leave it out; what it has stays.
+    Cordoned,
+    /// As cordoned, and every replica that it has is moved to other brokers.
+    Draining,
+}
+
+/// What the balancer has been asked for and has under way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BalanceImage {
+    /// Whether somebody has asked for replicas and leaders to be spread evenly, and that is not done yet.
+    pub rebalancing: bool,
+    /// Bytes per second at which each leader fills the replicas that the balancer's moves bring; `None` is no limit.
+    pub rate: Option<u64>,
+    /// Partitions that the balancer has begun to move. Those whose reassignment is over stay until the next change.
+    pub moves: BTreeSet<TopicIdPartition>,
+}
+
+impl BalanceImage {
+    /// Partitions whose replicas are filled at the balancer's rate, if there is one.
+    pub fn throttled(&self) -> Option<&BTreeSet<TopicIdPartition>> {
+        self.rate.map(|_| &self.moves)
+    }
+}
+
 /// The broker that a lost volume belonged to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetiredNode {
@@ -199,6 +226,10 @@ pub struct MetadataImage {
     pub next_producer_id: i64,
     /// First broker id that was never granted.
     pub next_broker_id: BrokerId,
+    /// Brokers that get no more replicas.
+    pub marks: BTreeMap<BrokerId, BrokerMark>,
+    /// The balancer's state.
+    pub balance: BalanceImage,
     /// Raft nodes whose volumes were lost, by node id. None may be a member of the quorum again: it has forgotten what
     /// it voted for.
     pub retired_nodes: BTreeMap<u64, RetiredNode>,
@@ -217,6 +248,8 @@ impl MetadataImage {
             broker_configs: BTreeMap::new(),
             next_producer_id: 0,
             next_broker_id: 0,
+            marks: BTreeMap::new(),
+            balance: BalanceImage::default(),
             retired_nodes: BTreeMap::new(),
         }
     }
@@ -235,6 +268,18 @@ impl MetadataImage {
     /// The broker that runs on this Raft node.
     pub fn broker_of_node(&self, node_id: u64) -> Option<&Arc<BrokerImage>> {
         self.brokers.values().find(|broker| broker.raft_node_id == node_id)
+    }
+
+    /// Partitions that the balancer is moving right now.
+    pub fn balancer_moves(&self) -> impl Iterator<Item = TopicIdPartition> + '_ {
+        let is_moving =
+            |id: &TopicIdPartition| self.partition(*id).is_some_and(PartitionImage::is_reassigning);
+        self.balance.moves.iter().copied().filter(is_moving)
+    }
+
+    /// Whether new replicas may be placed on a broker: it is in service, and nobody has marked it.
+    pub fn takes_replicas(&self, broker: &BrokerImage) -> bool {
+        broker.may_lead() && !self.marks.contains_key(&broker.broker_id)
     }
 
     /// Brokers that clients may see, by id.

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::image::{
-    BrokerId, BrokerImage, Endpoint, MetadataImage, PartitionImage, RetiredNode, TopicIdPartition,
-    TopicImage, TopicOwnerImage,
+    BalanceImage, BrokerId, BrokerImage, BrokerMark, Endpoint, MetadataImage, PartitionImage, RetiredNode,
+    TopicIdPartition, TopicImage, TopicOwnerImage,
 };
 
 pub use codec::RecordError;
+pub(super) use codec::{mark_from_wire, mark_to_wire};
 
 #[path = "records_codec.rs"]
 mod codec;
@@ -108,6 +109,15 @@ pub enum Record {
         /// What it belonged to.
         retired: RetiredNode,
     },
+    /// A broker is to get no more replicas, or may again (`None`).
+    BrokerMark {
+        /// Which broker.
+        broker_id: BrokerId,
+        /// Its mark from now on.
+        mark: Option<BrokerMark>,
+    },
+    /// The balancer's state as a whole.
+    Balance(BalanceImage),
 }
 
 /// A record that does not fit the image.
@@ -182,6 +192,13 @@ impl MetadataImage {
             Record::RetiredNode { raft_node_id, retired } => {
                 self.retired_nodes.insert(*raft_node_id, *retired);
             }
+            Record::BrokerMark { broker_id, mark: Some(mark) } => {
+                self.marks.insert(*broker_id, *mark);
+            }
+            Record::BrokerMark { broker_id, mark: None } => {
+                self.marks.remove(broker_id);
+            }
+            Record::Balance(balance) => self.balance = balance.clone(),
         }
         Ok(())
     }
@@ -198,6 +215,12 @@ impl MetadataImage {
         for broker in self.brokers.values() {
             records.push(Record::RegisterBroker(registration_of(broker)));
             records.push(Record::Broker(broker.as_ref().clone()));
+        }
+        for (broker_id, mark) in &self.marks {
+            records.push(Record::BrokerMark { broker_id: *broker_id, mark: Some(*mark) });
+        }
+        if self.balance != BalanceImage::default() {
+            records.push(Record::Balance(self.balance.clone()));
         }
         for (broker_id, config) in &self.broker_configs {
             records.extend(config_records(&ConfigTarget::Broker(*broker_id), config));

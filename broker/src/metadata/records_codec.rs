@@ -5,7 +5,8 @@ use millrace_protocol::wire::{DecodeError, Decoder, EncodeError, Encoder};
 
 use super::{ConfigTarget, Record, Registration};
 use crate::metadata::image::{
-    BrokerImage, Endpoint, PartitionImage, Replica, RetiredNode, TopicIdPartition, TopicOwnerImage,
+    BalanceImage, BrokerImage, BrokerMark, Endpoint, PartitionImage, Replica, RetiredNode, TopicIdPartition,
+    TopicOwnerImage,
 };
 use crate::schema::records as wire;
 
@@ -135,6 +136,27 @@ impl Record {
                 ..Default::default()
             }
             .into(),
+            Self::BrokerMark { broker_id, mark } => wire::BrokerMarkRecord {
+                broker_id: *broker_id,
+                mark: mark_to_wire(*mark),
+                ..Default::default()
+            }
+            .into(),
+            Self::Balance(balance) => wire::BalanceRecord {
+                rebalancing: balance.rebalancing,
+                rate: balance.rate.map_or(-1, |rate| i64::try_from(rate).unwrap_or(i64::MAX)),
+                moves: balance
+                    .moves
+                    .iter()
+                    .map(|id| wire::balance_record::BalancerMove {
+                        topic_id: id.topic_id,
+                        partition_id: id.partition,
+                        ..Default::default()
+                    })
+                    .collect(),
+                ..Default::default()
+            }
+            .into(),
         }
     }
 
@@ -214,7 +236,37 @@ impl Record {
                 raft_node_id: record.raft_node_id.cast_unsigned(),
                 retired: RetiredNode { broker_id: record.broker_id, volume_uuid: record.volume_uuid },
             },
+            wire::MetadataRecord::BrokerMark(record) => {
+                Self::BrokerMark { broker_id: record.broker_id, mark: mark_from_wire(record.mark) }
+            }
+            wire::MetadataRecord::Balance(record) => Self::Balance(BalanceImage {
+                rebalancing: record.rebalancing,
+                rate: u64::try_from(record.rate).ok(),
+                moves: record
+                    .moves
+                    .into_iter()
+                    .map(|id| TopicIdPartition { topic_id: id.topic_id, partition: id.partition_id })
+                    .collect(),
+            }),
         }
+    }
+}
+
+/// A mark as records and requests have it.
+pub(in crate::metadata) fn mark_to_wire(mark: Option<BrokerMark>) -> i8 {
+    match mark {
+        None => 0,
+        Some(BrokerMark::Cordoned) => 1,
+        Some(BrokerMark::Draining) => 2,
+    }
+}
+
+/// Reads what [`mark_to_wire`] made.
+pub(in crate::metadata) fn mark_from_wire(mark: i8) -> Option<BrokerMark> {
+    match mark {
+        1 => Some(BrokerMark::Cordoned),
+        2 => Some(BrokerMark::Draining),
+        _ => None,
     }
 }
 
@@ -345,6 +397,15 @@ mod tests {
                 raft_node_id: u64::MAX,
                 retired: RetiredNode { broker_id: 2, volume_uuid: Uuid::from_u128(8) },
             },
+            Record::BrokerMark { broker_id: 3, mark: Some(BrokerMark::Draining) },
+            Record::BrokerMark { broker_id: 3, mark: Some(BrokerMark::Cordoned) },
+            Record::BrokerMark { broker_id: 3, mark: None },
+            Record::Balance(BalanceImage::default()),
+            Record::Balance(BalanceImage {
+                rebalancing: true,
+                rate: Some(7),
+                moves: BTreeSet::from([TopicIdPartition { topic_id, partition: 2 }]),
+            }),
         ]
     }
 

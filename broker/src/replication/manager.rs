@@ -43,6 +43,7 @@ use super::{
 use crate::metadata::image::{
     BrokerId, BrokerImage, MetadataImage, NO_LEADER, PartitionImage, Replica, TopicIdPartition, TopicImage,
 };
+use crate::metrics::durations::Durations;
 use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall};
 use crate::storage::{Admission, CheckpointEntry, EpochEnd, LogStore, ReadRange, StorageError, StoreFailure};
 
@@ -87,6 +88,8 @@ pub struct ReplicaManagerOptions {
     pub retention_check_interval: Duration,
     /// Longest time between an append and the checkpoint that covers it.
     pub checkpoint_interval: Duration,
+    /// How long clients' produce requests took, for the balancer.
+    pub produce_times: Durations,
     /// Idle time after which a producer is forgotten (`producer.id.expiration.ms`).
     pub producer_id_expiration: Duration,
 }
@@ -321,6 +324,11 @@ impl ReplicaManager {
         self.inner.find(partition)?.epoch_end(current_leader_epoch, leader_epoch)
     }
 
+    /// Partitions that are led here.
+    pub(super) fn led(&self) -> impl Iterator<Item = Arc<Partition>> {
+        self.inner.online().into_iter().filter(|partition| partition.role().leads)
+    }
+
     /// A partition hosted here, led or not.
     pub fn partition(&self, partition: TopicIdPartition) -> Option<Arc<Partition>> {
         self.inner.online_partition(partition)
@@ -373,7 +381,7 @@ impl ReplicaManager {
 
     /// Logs on the volume, open or not.
     #[cfg(test)]
-    pub(super) fn stored_logs(&self) -> Vec<crate::storage::StoredLog> {
+    pub(crate) fn stored_logs(&self) -> Vec<crate::storage::StoredLog> {
         self.inner.options.store.list()
     }
 
@@ -769,7 +777,9 @@ impl Inner {
         let topics_before = before.map_or(&none, |before| &before.topics);
         // Settings come from broker configurations too, and who may become in sync from the brokers' states.
         let all_changed = before.is_none_or(|before| {
-            before.broker_configs != image.broker_configs || before.brokers != image.brokers
+            before.broker_configs != image.broker_configs
+                || before.brokers != image.brokers
+                || before.balance.throttled() != image.balance.throttled()
         });
         let (mut to_open, mut to_delete) = (Vec::new(), Vec::new());
         for (topic_id, topic) in &image.topics {

@@ -109,6 +109,7 @@ impl Broker {
             clock: Arc::new(move || time.load(Ordering::Relaxed)),
             retention_check_interval: Duration::from_secs(3_600),
             checkpoint_interval: Duration::from_secs(3_600),
+            produce_times: crate::metrics::durations::Durations::default(),
             producer_id_expiration: Duration::from_secs(24 * 3_600),
         });
         let broker = Self { manager, images, caught_up, clock };

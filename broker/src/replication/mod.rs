@@ -20,6 +20,7 @@
 pub mod cleaner;
 mod fetcher;
 mod leadership;
+mod load;
 pub mod manager;
 pub mod partition;
 pub mod peers;
@@ -40,7 +41,7 @@ mod fleet_test;
 mod reassignment_test;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests may panic")]
-mod test_fleet;
+pub(crate) mod test_fleet;
 
 use std::time::Duration;
 
@@ -53,6 +54,7 @@ use crate::storage::{EpochEnd, LogSettings};
 
 pub use cleaner::{CleanerOptions, LogCleaner};
 pub use leadership::{LeaderAssignment, Member, Proposal};
+pub use load::ClusterLoad;
 pub use manager::{HostedLog, PendingProduce, ReplicaManager, ReplicaManagerOptions};
 pub use partition::Partition;
 pub use progress::{Progress, ReplicaProgress};

@@ -15,7 +15,8 @@ use crate::metadata::image::BrokerImage;
 use crate::metadata::raft;
 use crate::metadata::service::BrokerState;
 use crate::schema::internal::{
-    ReplicaFetchAnswer, ReplicaFetchCall, ReplicaProgressAnswer, ReplicaProgressCall,
+    BrokerLoadAnswer, BrokerLoadCall, ReplicaFetchAnswer, ReplicaFetchCall, ReplicaProgressAnswer,
+    ReplicaProgressCall,
 };
 
 /// Time that the controller gets to answer; elections of a controller are shorter.
@@ -37,6 +38,13 @@ pub trait Peers: fmt::Debug + Send + Sync {
         leader: &BrokerImage,
         timeout: Duration,
     ) -> BoxFuture<'static, Result<ReplicaProgressAnswer, String>>;
+
+    /// Asks a broker what it carries.
+    fn load(
+        &self,
+        broker: &BrokerImage,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<BrokerLoadAnswer, String>>;
 
     /// Asks the controller for other in-sync replicas. One answer for each change; the image contains what it did.
     fn alter_partitions(&self, changes: Vec<IsrChange>)
@@ -90,6 +98,21 @@ impl Peers for FleetPeers {
         .boxed()
     }
 
+    fn load(
+        &self,
+        broker: &BrokerImage,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<BrokerLoadAnswer, String>> {
+        let client = self.client.clone();
+        let peer = PeerAddress { address: broker.address.clone(), node_id: Some(broker.raft_node_id) };
+        async move {
+            let body = raft::encode(&BrokerLoadCall::default()).map_err(|error| error.to_string())?;
+            let answer = client.call(&peer, Method::BrokerLoad, body, timeout).await;
+            raft::decode(answer.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
+        }
+        .boxed()
+    }
+
     fn alter_partitions(
         &self,
         changes: Vec<IsrChange>,
@@ -132,6 +155,14 @@ impl Peers for NoPeers {
         _leader: &BrokerImage,
         _timeout: Duration,
     ) -> BoxFuture<'static, Result<ReplicaProgressAnswer, String>> {
+        futures::future::ready(Err("nobody is there".to_owned())).boxed()
+    }
+
+    fn load(
+        &self,
+        _broker: &BrokerImage,
+        _timeout: Duration,
+    ) -> BoxFuture<'static, Result<BrokerLoadAnswer, String>> {
         futures::future::ready(Err("nobody is there".to_owned())).boxed()
     }
 

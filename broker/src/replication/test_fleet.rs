@@ -21,29 +21,31 @@ use crate::metadata::controller::{ControllerRequest, ControllerResponse, IsrChan
 use crate::metadata::image::{
     BrokerImage, MetadataImage, PartitionImage, Replica, TopicIdPartition, TopicImage,
 };
-use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall, ReplicaProgressAnswer};
+use crate::schema::internal::{
+    BrokerLoadAnswer, ReplicaFetchAnswer, ReplicaFetchCall, ReplicaProgressAnswer,
+};
 use crate::storage::batch::WholeBatches;
 use crate::storage::journal::{JournalStore, JournalStoreOptions};
 use crate::storage::{LogEnds, ReadRange};
 
-pub(super) const TOPIC: Uuid = Uuid::from_u128(0x70);
-pub(super) const ID: TopicIdPartition = TopicIdPartition { topic_id: TOPIC, partition: 0 };
-pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const TOPIC: Uuid = Uuid::from_u128(0x70);
+pub(crate) const ID: TopicIdPartition = TopicIdPartition { topic_id: TOPIC, partition: 0 };
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 const LAG: Duration = Duration::from_millis(400);
 
-pub(super) fn volume_of(broker_id: BrokerId) -> Uuid {
+pub(crate) fn volume_of(broker_id: BrokerId) -> Uuid {
     Uuid::from_u128(0xda7a_0000 + u128::try_from(broker_id).unwrap())
 }
 
 #[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) image: Mutex<MetadataImage>,
+pub(crate) struct Shared {
+    pub(crate) image: Mutex<MetadataImage>,
     /// Whether proposals are decided as a controller would, or just carried out.
     controlled: bool,
     /// Every state of the partition that the controller has made.
-    pub(super) history: Mutex<Vec<PartitionImage>>,
+    pub(crate) history: Mutex<Vec<PartitionImage>>,
     images: HashMap<BrokerId, watch::Sender<Arc<MetadataImage>>>,
-    pub(super) managers: Mutex<HashMap<BrokerId, ReplicaManager>>,
+    pub(crate) managers: Mutex<HashMap<BrokerId, ReplicaManager>>,
     /// Brokers that reach nobody and that nobody reaches; their images stay what they are.
     cut_off: Mutex<BTreeSet<BrokerId>>,
 }
@@ -54,7 +56,7 @@ impl Shared {
     }
 
     /// Changes the partition, and tells every broker that can be told.
-    pub(super) fn change(&self, change: impl FnOnce(&mut PartitionImage)) {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut PartitionImage)) {
         let image = {
             let mut image = self.image.lock();
             image.log_index += 1;
@@ -70,7 +72,7 @@ impl Shared {
     }
 
     /// Changes the image, and tells everyone.
-    pub(super) fn edit(&self, edit: impl FnOnce(&mut MetadataImage)) {
+    pub(crate) fn edit(&self, edit: impl FnOnce(&mut MetadataImage)) {
         let image = {
             let mut image = self.image.lock();
             image.log_index += 1;
@@ -81,7 +83,7 @@ impl Shared {
     }
 
     /// The controller decides, and everyone that can be told hears of it.
-    pub(super) fn ask(&self, request: &ControllerRequest) -> ControllerResponse {
+    pub(crate) fn ask(&self, request: &ControllerRequest) -> ControllerResponse {
         let (image, response) = {
             let mut image = self.image.lock();
             let decision = decide(&image, request, &TestSettings::default(), &mut Uuid::new_v4);
@@ -106,7 +108,7 @@ impl Shared {
         response
     }
 
-    pub(super) fn state(&self) -> PartitionImage {
+    pub(crate) fn state(&self) -> PartitionImage {
         self.image.lock().partition(ID).unwrap().clone()
     }
 }
@@ -164,6 +166,22 @@ impl Peers for View {
         .boxed()
     }
 
+    fn load(
+        &self,
+        broker: &BrokerImage,
+        _timeout: Duration,
+    ) -> BoxFuture<'static, Result<BrokerLoadAnswer, String>> {
+        let manager = self.shared.managers.lock().get(&broker.broker_id).cloned();
+        let is_gone = self.shared.is_cut_off(broker.broker_id);
+        async move {
+            match manager.filter(|_| !is_gone) {
+                Some(manager) => Ok(manager.serve_load().await),
+                None => Err("no way".to_owned()),
+            }
+        }
+        .boxed()
+    }
+
     fn alter_partitions(
         &self,
         changes: Vec<IsrChange>,
@@ -190,20 +208,20 @@ impl Peers for View {
     }
 }
 
-pub(super) struct Fleet {
-    pub(super) shared: Arc<Shared>,
+pub(crate) struct Fleet {
+    pub(crate) shared: Arc<Shared>,
     volumes: HashMap<BrokerId, TempDir>,
     settings: TopicSettings,
 }
 
 impl Fleet {
     /// Brokers 1 to 3 with one partition, which 1 leads, and all in sync.
-    pub(super) async fn start(settings: TopicSettings) -> Self {
+    pub(crate) async fn start(settings: TopicSettings) -> Self {
         Self::start_with(settings, 3, 3, false).await
     }
 
     /// The partition on the first brokers, with the real controller and some brokers more.
-    pub(super) async fn start_controlled(
+    pub(crate) async fn start_controlled(
         settings: TopicSettings,
         brokers: BrokerId,
         replicas: BrokerId,
@@ -276,7 +294,7 @@ impl Fleet {
         fleet
     }
 
-    pub(super) fn start_broker(&self, broker_id: BrokerId) {
+    pub(crate) fn start_broker(&self, broker_id: BrokerId) {
         let options = JournalStoreOptions {
             reserve_bytes: Some(0),
             segment_bytes: Some(4 << 20),
@@ -302,37 +320,38 @@ impl Fleet {
             clock: Arc::new(|| 1_000_000),
             retention_check_interval: Duration::from_secs(3_600),
             checkpoint_interval: Duration::from_secs(3_600),
+            produce_times: crate::metrics::durations::Durations::default(),
             producer_id_expiration: Duration::from_secs(3_600),
         });
         self.shared.managers.lock().insert(broker_id, manager);
     }
 
-    pub(super) fn manager(&self, broker_id: BrokerId) -> ReplicaManager {
+    pub(crate) fn manager(&self, broker_id: BrokerId) -> ReplicaManager {
         self.shared.managers.lock()[&broker_id].clone()
     }
 
-    pub(super) fn partition(&self, broker_id: BrokerId) -> Arc<Partition> {
+    pub(crate) fn partition(&self, broker_id: BrokerId) -> Arc<Partition> {
         self.manager(broker_id).partition(ID).unwrap()
     }
 
-    pub(super) fn cut_off(&self, broker_id: BrokerId) {
+    pub(crate) fn cut_off(&self, broker_id: BrokerId) {
         self.shared.cut_off.lock().insert(broker_id);
     }
 
     /// Ends [`cut_off`](Self::cut_off); the broker gets the present image.
-    pub(super) fn reconnect(&self, broker_id: BrokerId) {
+    pub(crate) fn reconnect(&self, broker_id: BrokerId) {
         self.shared.cut_off.lock().remove(&broker_id);
         self.shared.images[&broker_id].send_replace(Arc::new(self.shared.image.lock().clone()));
     }
 
     /// Sets a rate of all brokers.
-    pub(super) fn set_rate(&self, key: &str, rate: u64) {
+    pub(crate) fn set_rate(&self, key: &str, rate: u64) {
         self.shared.edit(|image| {
             image.broker_configs.entry(None).or_default().insert(key.to_owned(), rate.to_string());
         });
     }
 
-    pub(super) fn set_racks(&self, racks: &[(BrokerId, &str)]) {
+    pub(crate) fn set_racks(&self, racks: &[(BrokerId, &str)]) {
         self.shared.edit(|image| {
             for (broker_id, rack) in racks {
                 Arc::make_mut(image.brokers.get_mut(broker_id).unwrap()).rack = Some((*rack).to_owned());
@@ -340,7 +359,7 @@ impl Fleet {
         });
     }
 
-    pub(super) fn elect(&self, leader: BrokerId, isr: &[BrokerId]) {
+    pub(crate) fn elect(&self, leader: BrokerId, isr: &[BrokerId]) {
         self.shared.change(|state| {
             state.leader = leader;
             state.leader_epoch += 1;
@@ -348,7 +367,7 @@ impl Fleet {
         });
     }
 
-    pub(super) async fn wait(&self, what: &str, mut condition: impl FnMut() -> bool) {
+    pub(crate) async fn wait(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let looks = async {
             while !condition() {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -361,12 +380,12 @@ impl Fleet {
         );
     }
 
-    pub(super) async fn until(&self, broker_id: BrokerId, condition: impl Fn(&Partition) -> bool) {
+    pub(crate) async fn until(&self, broker_id: BrokerId, condition: impl Fn(&Partition) -> bool) {
         let holds = || self.manager(broker_id).partition(ID).is_some_and(|it| condition(&it));
         self.wait(&format!("condition of broker {broker_id}"), holds).await;
     }
 
-    pub(super) async fn until_isr(&self, mut isr: Vec<BrokerId>) {
+    pub(crate) async fn until_isr(&self, mut isr: Vec<BrokerId>) {
         isr.sort_unstable();
         let same = || {
             let mut now = self.shared.state().isr;
@@ -376,11 +395,11 @@ impl Fleet {
         self.wait(&format!("in-sync replicas {isr:?}"), same).await;
     }
 
-    pub(super) fn ends(&self, broker_id: BrokerId) -> LogEnds {
+    pub(crate) fn ends(&self, broker_id: BrokerId) -> LogEnds {
         self.partition(broker_id).log().ends()
     }
 
-    pub(super) async fn produce_with(
+    pub(crate) async fn produce_with(
         &self,
         broker_id: BrokerId,
         records: Bytes,
@@ -390,14 +409,14 @@ impl Fleet {
         self.manager(broker_id).produce(parts, acks, DEADLINE, 13).await.remove(0)
     }
 
-    pub(super) async fn produce(&self, broker_id: BrokerId, records: Bytes) -> i64 {
+    pub(crate) async fn produce(&self, broker_id: BrokerId, records: Bytes) -> i64 {
         let outcome = self.produce_with(broker_id, records, RequiredAcks::All).await;
         assert_eq!(outcome.error, ErrorCode::None, "{:?}", outcome.error_message);
         outcome.base_offset
     }
 
     /// Batches of a broker's log with their bytes.
-    pub(super) fn stored(&self, broker_id: BrokerId) -> Vec<(i64, Bytes)> {
+    pub(crate) fn stored(&self, broker_id: BrokerId) -> Vec<(i64, Bytes)> {
         let log = Arc::clone(self.partition(broker_id).log());
         let mut offset = log.ends().log_start;
         let mut found = Vec::new();
@@ -414,7 +433,7 @@ impl Fleet {
         }
     }
 
-    pub(super) async fn until_equal(&self, brokers: &[BrokerId]) {
+    pub(crate) async fn until_equal(&self, brokers: &[BrokerId]) {
         let end = self.ends(brokers[0]).durable_end;
         for broker_id in brokers {
             self.until(*broker_id, |it| it.log().ends().durable_end == end).await;

@@ -10,7 +10,7 @@ use millrace_protocol::RecordBytes;
 use crate::fleet::{CallHandler, Failure, FailureKind, Method};
 use crate::metadata::raft::{decode, encode_in_pieces};
 use crate::replication::ReplicaManager;
-use crate::schema::internal::ReplicaProgressCall;
+use crate::schema::internal::{BrokerLoadCall, ReplicaProgressCall};
 
 /// See the module documentation. The metadata answers before the replicas are open.
 pub(crate) struct Calls {
@@ -50,6 +50,12 @@ impl Calls {
         let _: ReplicaProgressCall = decode(body).map_err(|error| malformed(&error))?;
         encode_in_pieces(&replicas.serve_progress().await).map_err(|error| malformed(&error))
     }
+
+    async fn broker_load(&self, body: Bytes) -> Result<RecordBytes, Failure> {
+        let replicas = self.open_replicas()?;
+        let _: BrokerLoadCall = decode(body).map_err(|error| malformed(&error))?;
+        encode_in_pieces(&replicas.serve_load().await).map_err(|error| malformed(&error))
+    }
 }
 
 fn malformed(error: &dyn std::fmt::Display) -> Failure {
@@ -61,6 +67,7 @@ impl CallHandler for Calls {
         match method {
             Method::ReplicaFetch => self.replica_fetch(body).boxed(),
             Method::ReplicaProgress => self.replica_progress(body).boxed(),
+            Method::BrokerLoad => self.broker_load(body).boxed(),
             _ => self.metadata.handle(peer, method, body),
         }
     }

@@ -127,7 +127,11 @@ pub fn topic_settings(config: &BrokerConfig, image: &MetadataImage, topic: &Topi
         timestamp_before_max_ms: resolved.timestamp_before_max_ms,
         timestamp_after_max_ms: resolved.timestamp_after_max_ms,
         min_insync_replicas: resolved.min_insync_replicas,
-        leader_throttled: ThrottledReplicas::parse(&resolved.leader_throttled_replicas),
+        leader_throttled: with_balancer_moves(
+            ThrottledReplicas::parse(&resolved.leader_throttled_replicas),
+            image,
+            topic,
+        ),
         follower_throttled: ThrottledReplicas::parse(&resolved.follower_throttled_replicas),
     }
 }
@@ -148,7 +152,7 @@ pub fn throttle_rates(config: &BrokerConfig, image: &MetadataImage, volume_uuid:
         rate.map_or(u64::MAX, |rate: i64| u64::try_from(rate).unwrap_or(0))
     };
     ThrottleRates {
-        leader: rate("leader.replication.throttled.rate"),
+        leader: rate("leader.replication.throttled.rate").min(image.balance.rate.unwrap_or(u64::MAX)),
         follower: rate("follower.replication.throttled.rate"),
     }
 }
@@ -165,6 +169,25 @@ fn compaction(config: &TopicConfig) -> CompactionSettings {
 
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Replicas of a topic whose leaders are throttled by the topic's setting, and those that the balancer moves while it has
+/// a rate: whoever leads them.
+fn with_balancer_moves(
+    configured: ThrottledReplicas,
+    image: &MetadataImage,
+    topic: &TopicImage,
+) -> ThrottledReplicas {
+    let own = image.balance.throttled().into_iter().flatten().filter(|id| id.topic_id == topic.topic_id);
+    let moved = own.filter_map(|id| Some((id.partition, image.partition(*id)?)));
+    let listed = moved.flat_map(|(number, state)| state.replica_ids().map(move |id| (number, id)));
+    let listed: Vec<_> = listed.collect();
+    match configured {
+        ThrottledReplicas::None if listed.is_empty() => ThrottledReplicas::None,
+        ThrottledReplicas::None => ThrottledReplicas::Listed(listed),
+        ThrottledReplicas::Listed(more) => ThrottledReplicas::Listed([more, listed].concat()),
+        ThrottledReplicas::All => ThrottledReplicas::All,
+    }
 }
 
 #[cfg(test)]
@@ -227,6 +250,37 @@ mod tests {
         assert_eq!(rates(&image), (u64::MAX, 0));
         set(&mut image, ConfigTarget::Broker(Some(4)), "leader.replication.throttled.rate", "1");
         assert_eq!(rates(&image), (u64::MAX, 0), "of another broker");
+    }
+
+    #[test]
+    fn what_the_balancer_moves_is_throttled_at_its_rate_beside_what_the_topic_says() {
+        use crate::metadata::image::{NO_LEADER, PartitionImage, Replica, TopicIdPartition};
+        let mut image = image();
+        let topic = image.topics.get_mut(&TOPIC).map(Arc::make_mut).unwrap();
+        let replica = |broker_id| Replica { broker_id, volume_uuid: Uuid::nil() };
+        topic.partitions = vec![PartitionImage {
+            replicas: vec![replica(3), replica(4)],
+            adding: vec![4],
+            removing: Vec::new(),
+            isr: vec![3],
+            elr: Vec::new(),
+            leader: NO_LEADER,
+            leader_epoch: 0,
+            partition_epoch: 0,
+        }];
+        let settings = settings(&[]);
+        let throttled = |image: &MetadataImage| {
+            topic_settings(&settings.config, image, &image.topics[&TOPIC]).leader_throttled
+        };
+        let rate = |image: &MetadataImage| throttle_rates(&settings.config, image, Uuid::from_u128(2)).leader;
+        image.balance.moves.insert(TopicIdPartition { topic_id: TOPIC, partition: 0 });
+        assert_eq!((throttled(&image), rate(&image)), (ThrottledReplicas::None, u64::MAX));
+        image.balance.rate = Some(9);
+        assert_eq!((throttled(&image), rate(&image)), (ThrottledReplicas::Listed(vec![(0, 3), (0, 4)]), 9));
+        set(&mut image, ConfigTarget::Topic(TOPIC), "leader.replication.throttled.replicas", "7:3");
+        assert_eq!(throttled(&image), ThrottledReplicas::Listed(vec![(7, 3), (0, 3), (0, 4)]));
+        set(&mut image, ConfigTarget::Broker(Some(3)), "leader.replication.throttled.rate", "5");
+        assert_eq!(rate(&image), 5);
     }
 
     #[test]

@@ -16,11 +16,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use super::calls::Calls;
 use super::settings::{ControllerSettings, throttle_rates, topic_settings};
 use super::{ClientListener, ServerContext};
 use crate::api::{Api, ApiParts};
+use crate::balancer::{self, BalancerOptions};
 use crate::config::{self, BrokerConfig, HostPort};
 use crate::fleet::{FleetClient, FleetListener, LocalNode};
 use crate::health::{self, Health};
@@ -32,6 +34,7 @@ use crate::metadata::service::{
     BrokerFacts, BrokerState, Member, MetadataOptions, MetadataService, VoterPolicy,
 };
 use crate::metrics::Metrics;
+use crate::metrics::durations::Durations;
 use crate::replication::peers::FleetPeers;
 use crate::replication::{CleanerOptions, LogCleaner, ReplicaManager, ReplicaManagerOptions};
 use crate::security::tls::{self, Tls};
@@ -270,18 +273,22 @@ impl Broker {
             inside_tasks.spawn(tls.watch(tls::RELOAD_INTERVAL, inside.clone()));
         }
         let calls = Arc::new(Calls::new(metadata.call_handler()));
-        let router = management::router(metadata.member(), calls.replicas());
+        let balancer = BalancerOptions::new(&config.balance);
+        let router = management::router(metadata.member(), calls.replicas(), balancer);
         inside_tasks.spawn(fleet.serve(local, Arc::clone(&calls) as _, router, inside.clone()));
         if mode == Mode::Alone {
             metadata.bootstrap_single().await.map_err(|error| Failure::runtime(chain(&error)))?;
         }
 
         let peers = FleetPeers::new(replica_client, metadata.handle(), metadata.broker_state());
+        let store = (open_store(&config, volume_path, volume_uuid).await?, volume_uuid);
+        let produce_times = metrics.produce_times();
         let replicas =
-            start_replicas(&config, &metadata, volume_uuid, volume_path, peers, &inside_tasks, &inside)
-                .await?;
+            start_replicas(&config, &metadata, store, peers, produce_times, &inside_tasks, &inside);
         calls.serve_followers(replicas.clone());
         let cleaner = start_cleaner(&config, &replicas, &metrics);
+        let balancing = balancer::run(metadata.member(), replicas.clone(), balancer, inside.clone());
+        inside_tasks.spawn(balancing);
         let clients = ServerContext::new(config.connections.clone(), metrics, CancellationToken::new());
         inside_tasks.spawn(watch_health(
             health.clone(),
@@ -430,29 +437,36 @@ fn with_port(address: &HostPort, port: u16) -> HostPort {
     HostPort { host: address.host.clone(), port: if address.port == 0 { port } else { address.port } }
 }
 
-async fn start_replicas(
-    config: &Arc<BrokerConfig>,
-    metadata: &MetadataService,
-    volume_uuid: uuid::Uuid,
+async fn open_store(
+    config: &BrokerConfig,
     volume_path: PathBuf,
-    peers: FleetPeers,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) -> Result<ReplicaManager, Failure> {
+    volume_uuid: Uuid,
+) -> Result<JournalStore, Failure> {
     let options = JournalStoreOptions {
         segment_bytes: config.journal_segment_bytes,
         tail_cache_bytes: config.journal_tail_cache_bytes,
         ..JournalStoreOptions::default()
     };
     let open = move || JournalStore::open(&volume_path, volume_uuid, options);
-    let store = tokio::task::spawn_blocking(open)
+    tokio::task::spawn_blocking(open)
         .await
         .map_err(|error| Failure::runtime(format!("opening the record store: {error}")))?
-        .map_err(|error| Failure::runtime(chain(&error)))?;
+        .map_err(|error| Failure::runtime(chain(&error)))
+}
+
+fn start_replicas(
+    config: &Arc<BrokerConfig>,
+    metadata: &MetadataService,
+    (store, volume_uuid): (JournalStore, Uuid),
+    peers: FleetPeers,
+    produce_times: Durations,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> ReplicaManager {
     let (caught_up, is_caught_up) = watch::channel(false);
     tasks.spawn(watch_registration(metadata.handle(), metadata.broker_state(), caught_up, stop.clone()));
     let (settings_config, rates_config, handle) = (Arc::clone(config), Arc::clone(config), metadata.handle());
-    Ok(ReplicaManager::start(ReplicaManagerOptions {
+    ReplicaManager::start(ReplicaManagerOptions {
         store: Arc::new(store),
         volume_uuid,
         images: metadata.handle().subscribe(),
@@ -467,8 +481,9 @@ async fn start_replicas(
         clock: Arc::new(unix_time_ms),
         retention_check_interval: config.retention_check_interval,
         checkpoint_interval: CHECKPOINT_INTERVAL,
+        produce_times,
         producer_id_expiration: config.producer_id_expiration,
-    }))
+    })
 }
 
 fn start_cleaner(config: &BrokerConfig, replicas: &ReplicaManager, metrics: &Metrics) -> LogCleaner {

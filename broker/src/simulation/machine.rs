@@ -29,6 +29,7 @@ use crate::metadata::service::{
     BrokerFacts, BrokerState, Member, MetadataOptions, MetadataService, VoterPolicy,
 };
 use crate::metrics::Metrics;
+use crate::metrics::durations::Durations;
 use crate::replication::peers::FleetPeers;
 use crate::replication::{ReplicaManager, ReplicaManagerOptions, ThrottleRates};
 use crate::server::calls::Calls;
@@ -319,6 +320,7 @@ impl Machine {
             caught_up: is_caught_up,
             topic_settings: Arc::new(move |topic| topic_settings(&settings_config, &handle.image(), topic)),
             throttle_rates: Arc::new(|_image| ThrottleRates::default()),
+            produce_times: Durations::default(),
             peers: Arc::new(FleetPeers::new(client, metadata.handle(), metadata.broker_state())),
             rack_aware_reads: false,
             replica_lag: Duration::from_millis(2_500),

@@ -171,6 +171,16 @@ fn elect_one(
     }
 }
 
+/// Has the first assigned replica of a partition lead, if it is in sync.
+pub(super) fn elect_preferred(
+    draft: &mut Draft,
+    topic: &str,
+    number: i32,
+    settings: &dyn Settings,
+) -> ErrorCode {
+    elect_one(draft, topic, number, Election::Preferred, settings)
+}
+
 fn has_preferred_leader(state: &PartitionImage) -> bool {
     state.replica_ids().next() == Some(state.leader)
 }

@@ -4,6 +4,8 @@
 //! request at a time on the image that contains all it proposed before, proposes the records, and answers once they
 //! are committed. A request that changes nothing yields no records, and nothing is written to the metadata log.
 
+mod balance;
+pub mod balancer;
 mod brokers;
 mod configs;
 mod draft;
@@ -33,6 +35,7 @@ use super::records::Record;
 
 use draft::Draft;
 
+pub use balance::PartitionMove;
 pub use brokers::{RegisterBroker, Registered};
 pub(super) use elections::preferred_leaders_to_elect;
 pub(crate) use managed_topics::topic_view;
@@ -122,6 +125,14 @@ pub fn decide(
         ControllerRequest::SetRack { broker_id, rack } => {
             brokers::set_rack(&mut draft, *broker_id, rack.as_deref())
         }
+        ControllerRequest::MarkBroker { broker_id, mark } => {
+            balance::mark(&mut draft, *broker_id, *mark, settings)
+        }
+        ControllerRequest::MovePartitions(moves) => balance::move_partitions(&mut draft, moves, settings),
+        ControllerRequest::SetRebalancing { rebalancing, cancel_moves } => {
+            balance::set_rebalancing(&mut draft, *rebalancing, *cancel_moves, settings)
+        }
+        ControllerRequest::SetBalanceRate(rate) => balance::set_rate(&mut draft, *rate),
         ControllerRequest::ApplyTopic { name, request } => {
             managed_topics::apply(&mut draft, name, request, settings, new_uuid)
         }

@@ -53,7 +53,7 @@ pub(super) fn place(
 fn broker_loads(image: &MetadataImage) -> BTreeMap<BrokerId, Load> {
     let mut loads: BTreeMap<BrokerId, Load> = image
         .live_brokers()
-        .filter(|broker| broker.may_lead())
+        .filter(|broker| image.takes_replicas(broker))
         .map(|broker| (broker.broker_id, Load { rack: broker.rack.clone(), ..Load::default() }))
         .collect();
     for partition in image.topics.values().flat_map(|topic| &topic.partitions) {
@@ -159,6 +159,15 @@ mod tests {
         let image = image([broker(0), broker(1), broker(2)]);
         let added = place(&image, &[vec![0], vec![1]], 1, 1).expect("one replica fits");
         assert_eq!(added, vec![vec![2]]);
+    }
+
+    #[test]
+    fn a_marked_broker_gets_nothing() {
+        use crate::metadata::image::BrokerMark;
+        let mut image = image([broker(0), broker(1), broker(2)]);
+        image.marks = BTreeMap::from([(0, BrokerMark::Cordoned), (2, BrokerMark::Draining)]);
+        let assignment = place(&image, &[], 4, 1).expect("a broker is left");
+        assert_eq!(leaders(&assignment), BTreeMap::from([(1, 4)]));
     }
 
     #[test]

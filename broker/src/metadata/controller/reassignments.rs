@@ -24,9 +24,9 @@ use millrace_protocol::messages::{
 };
 use uuid::Uuid;
 
-use super::Settings;
 use super::draft::Draft;
 use super::partition_state::{Assignment, Election, Situation, next_state_of};
+use super::{Settings, balance};
 use crate::metadata::image::{
     BrokerId, MetadataImage, PartitionImage, Replica, TopicIdPartition, TopicImage,
 };
@@ -218,6 +218,7 @@ fn alter_one(
     if let Some(state) = next {
         draft.push(Record::Partition { partition, state });
     }
+    balance::forget(draft, partition);
     Ok(())
 }
 

@@ -12,8 +12,9 @@ use millrace_protocol::messages::{
     IncrementalAlterConfigsResponse, ListPartitionReassignmentsRequest, ListPartitionReassignmentsResponse,
 };
 
+use super::balance::PartitionMove;
 use super::brokers::{RegisterBroker, Registered};
-use crate::metadata::image::{BrokerId, TopicIdPartition};
+use crate::metadata::image::{BrokerId, BrokerMark, TopicIdPartition};
 
 pub use codec::RequestError;
 
@@ -73,6 +74,24 @@ pub enum ControllerRequest {
         /// Its rack.
         rack: Option<String>,
     },
+    /// Says that a broker is to get no more replicas, or to lose all, or neither.
+    MarkBroker {
+        /// Which broker.
+        broker_id: BrokerId,
+        /// Its mark from now on.
+        mark: Option<BrokerMark>,
+    },
+    /// The balancer begins to move partitions.
+    MovePartitions(Vec<PartitionMove>),
+    /// Replicas and leaders are to be spread evenly, or are by now, or need not be.
+    SetRebalancing {
+        /// Whether that is asked for from now on.
+        rebalancing: bool,
+        /// Whether the moves under way, those of drains left out, are taken back.
+        cancel_moves: bool,
+    },
+    /// Bytes per second at which each leader fills the replicas of the balancer's moves; `None` is no limit.
+    SetBalanceRate(Option<u64>),
     /// Brings a topic to the state that its managing object wants.
     ApplyTopic {
         /// Topic name.

@@ -12,8 +12,10 @@ use millrace_protocol::wire::{DecodeError, Decoder, EncodeError, Encoder};
 use millrace_protocol::{ApiKey, ErrorCode, Message};
 
 use super::{ControllerRequest, ControllerResponse, IsrChange};
+use crate::metadata::controller::balance::PartitionMove;
 use crate::metadata::controller::brokers::{RegisterBroker, Registered};
 use crate::metadata::image::{Endpoint, TopicIdPartition};
+use crate::metadata::records::{mark_from_wire, mark_to_wire};
 use crate::schema::controller as wire;
 use crate::schema::controller::ControllerMessage;
 use crate::schema::controller::alter_partitions_request::InSyncReplica;
@@ -80,6 +82,28 @@ impl ControllerRequest {
             Self::SetRack { broker_id, rack } => wire::SetRackRequest {
                 broker_id: *broker_id,
                 rack: rack.as_ref().map(Into::into),
+                ..Default::default()
+            }
+            .into(),
+            Self::MarkBroker { broker_id, mark } => wire::MarkBrokerRequest {
+                broker_id: *broker_id,
+                mark: mark_to_wire(*mark),
+                ..Default::default()
+            }
+            .into(),
+            Self::MovePartitions(moves) => wire::MovePartitionsRequest {
+                moves: moves.iter().map(move_to_wire).collect(),
+                ..Default::default()
+            }
+            .into(),
+            Self::SetRebalancing { rebalancing, cancel_moves } => wire::SetRebalancingRequest {
+                rebalancing: *rebalancing,
+                cancel_moves: *cancel_moves,
+                ..Default::default()
+            }
+            .into(),
+            Self::SetBalanceRate(rate) => wire::SetBalanceRateRequest {
+                rate: rate.map_or(-1, |rate| i64::try_from(rate).unwrap_or(i64::MAX)),
                 ..Default::default()
             }
             .into(),
@@ -161,6 +185,18 @@ impl ControllerRequest {
             },
             ControllerMessage::SetRackRequest(request) => {
                 Self::SetRack { broker_id: request.broker_id, rack: request.rack.map(Into::into) }
+            }
+            ControllerMessage::MarkBrokerRequest(request) => {
+                Self::MarkBroker { broker_id: request.broker_id, mark: mark_from_wire(request.mark) }
+            }
+            ControllerMessage::MovePartitionsRequest(request) => {
+                Self::MovePartitions(request.moves.into_iter().map(move_from_wire).collect())
+            }
+            ControllerMessage::SetRebalancingRequest(request) => {
+                Self::SetRebalancing { rebalancing: request.rebalancing, cancel_moves: request.cancel_moves }
+            }
+            ControllerMessage::SetBalanceRateRequest(request) => {
+                Self::SetBalanceRate(u64::try_from(request.rate).ok())
             }
             ControllerMessage::ApplyTopicRequest(request) => Self::ApplyTopic {
                 name: request.name.into(),
@@ -325,6 +361,24 @@ fn read<M: Message>(body: Bytes, version: i16) -> Result<M, RequestError> {
     Ok(message)
 }
 
+fn move_to_wire(wanted: &PartitionMove) -> wire::move_partitions_request::PartitionMove {
+    wire::move_partitions_request::PartitionMove {
+        topic_id: wanted.partition.topic_id,
+        partition_id: wanted.partition.partition,
+        from: wanted.from.clone(),
+        to: wanted.to.clone(),
+        ..Default::default()
+    }
+}
+
+fn move_from_wire(wanted: wire::move_partitions_request::PartitionMove) -> PartitionMove {
+    PartitionMove {
+        partition: TopicIdPartition { topic_id: wanted.topic_id, partition: wanted.partition_id },
+        from: wanted.from,
+        to: wanted.to,
+    }
+}
+
 fn registration_to_wire(request: &RegisterBroker) -> wire::RegisterBrokerRequest {
     wire::RegisterBrokerRequest {
         wanted_id: request.wanted_id.unwrap_or(-1),
@@ -406,6 +460,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::metadata::image::BrokerMark;
 
     #[test]
     fn requests_read_back_as_they_were_written() {
@@ -438,6 +493,16 @@ mod tests {
                 }],
             },
             ControllerRequest::SetRack { broker_id: 1, rack: None },
+            ControllerRequest::MarkBroker { broker_id: 1, mark: Some(BrokerMark::Draining) },
+            ControllerRequest::MarkBroker { broker_id: 1, mark: None },
+            ControllerRequest::MovePartitions(vec![PartitionMove {
+                partition: TopicIdPartition { topic_id: Uuid::from_u128(3), partition: 4 },
+                from: vec![1, 2],
+                to: vec![2, 3],
+            }]),
+            ControllerRequest::SetRebalancing { rebalancing: true, cancel_moves: false },
+            ControllerRequest::SetBalanceRate(Some(5)),
+            ControllerRequest::SetBalanceRate(None),
             ControllerRequest::ApplyTopic {
                 name: "t".into(),
                 request: ApplyTopic {

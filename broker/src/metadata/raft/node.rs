@@ -328,6 +328,7 @@ impl RaftNode {
             Method::Controller
             | Method::ReplicaFetch
             | Method::ReplicaProgress
+            | Method::BrokerLoad
             | Method::Heartbeat
             | Method::Join
             | Method::LeaderGone

@@ -1,0 +1,226 @@
+//! Brokers' replicas in one process with the real controller and the balancer: brokers are filled and emptied while clients
+//! write.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use millrace_protocol::ErrorCode;
+
+use super::step::{Interval, has_work, holds_replicas, next_requests, slowest_p99};
+use super::*;
+use crate::config::BrokerConfig;
+use crate::metadata::controller::ControllerRequest;
+use crate::metadata::image::{BalanceImage, BrokerId, BrokerMark, MetadataImage, TopicIdPartition};
+use crate::metrics::durations::{DurationCounts, Durations};
+use crate::replication::test_fleet::{DEADLINE, Fleet, TOPIC};
+use crate::replication::{ClusterLoad, ProducePartition, RequiredAcks, TopicSettings};
+use crate::storage::batch::samples::batch;
+
+const PARTITIONS: i32 = 12;
+
+fn options() -> BalancerOptions {
+    let config = BrokerConfig::dev(std::path::Path::new("/nowhere"), 0);
+    BalancerOptions::new(&config.balance)
+}
+
+fn id(partition: i32) -> TopicIdPartition {
+    TopicIdPartition { topic_id: TOPIC, partition }
+}
+
+/// Four brokers, and partitions on the first three.
+async fn fleet() -> Arc<Fleet> {
+    let settings = TopicSettings { min_insync_replicas: 2, ..TopicSettings::default() };
+    let fleet = Fleet::start_controlled(settings, 4, 3).await;
+    fleet.shared.edit(|image| {
+        let topic = image.topics.get_mut(&TOPIC).map(Arc::make_mut).unwrap();
+        for number in 1..PARTITIONS {
+            let mut state = topic.partitions[0].clone();
+            state.replicas.rotate_left(usize::try_from(number).unwrap() % 3);
+            state.leader = state.replicas[0].broker_id;
+            topic.partitions.push(state);
+        }
+    });
+    let fleet = Arc::new(fleet);
+    for number in 0..PARTITIONS {
+        for _ in 0..5 {
+            produce(&fleet, number).await;
+        }
+    }
+    fleet
+}
+
+fn image(fleet: &Fleet) -> MetadataImage {
+    fleet.shared.image.lock().clone()
+}
+
+/// Appends with acks=all, as a client that goes where the leader is. Only the errors that tell a client to look for the
+/// leader are tolerated.
+async fn produce(fleet: &Fleet, number: i32) {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        let leader = image(fleet).partition(id(number)).unwrap().leader;
+        let parts = vec![ProducePartition { partition: id(number), records: batch(1, &[7; 1_000]) }];
+        let outcome = fleet.manager(leader).produce(parts, RequiredAcks::All, DEADLINE, 13).await.remove(0);
+        match outcome.error {
+            ErrorCode::None => return,
+            ErrorCode::NotLeaderOrFollower | ErrorCode::UnknownTopicOrPartition => {
+                assert!(tokio::time::Instant::now() < deadline, "nobody takes it");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            error => panic!("{error:?}: {:?}", outcome.error_message),
+        }
+    }
+}
+
+/// A client that writes to all partitions in turn until it is told to stop; returns the number of its records.
+fn writer(fleet: &Arc<Fleet>) -> (Arc<AtomicBool>, tokio::task::JoinHandle<usize>) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (told, fleet) = (Arc::clone(&stop), Arc::clone(fleet));
+    let task = tokio::spawn(async move {
+        let mut written = 0;
+        for number in (0..PARTITIONS).cycle() {
+            if told.load(Ordering::Relaxed) {
+                break;
+            }
+            produce(&fleet, number).await;
+            written += 1;
+        }
+        written
+    });
+    (stop, task)
+}
+
+/// What the controller's broker does at each look.
+async fn look(fleet: &Fleet) {
+    let before = image(fleet);
+    if has_work(&before, &options()) {
+        let load = fleet.manager(1).load().await;
+        for request in next_requests(&before, &load, Some(Interval::default()), &options()) {
+            fleet.shared.ask(&request);
+        }
+    }
+}
+
+async fn balance_until(fleet: &Fleet, what: &str, done: impl Fn(&MetadataImage) -> bool) {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while !done(&image(fleet)) {
+        assert!(tokio::time::Instant::now() < deadline, "never: {what}; {:?}", image(fleet).balance);
+        look(fleet).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn replicas(image: &MetadataImage) -> BTreeMap<BrokerId, usize> {
+    let mut counts = BTreeMap::new();
+    for state in &image.topics[&TOPIC].partitions {
+        for id in state.replica_ids() {
+            *counts.entry(id).or_default() += 1;
+        }
+    }
+    counts
+}
+
+async fn until_logs(fleet: &Fleet, broker_id: BrokerId, count: usize) {
+    let same = || fleet.manager(broker_id).stored_logs().len() == count;
+    fleet.wait(&format!("{count} logs on broker {broker_id}"), same).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_joins_is_filled_on_request_while_clients_write() {
+    let fleet = fleet().await;
+    look(&fleet).await;
+    assert_eq!(image(&fleet).balance, BalanceImage::default(), "nobody has asked");
+    let (stop, writing) = writer(&fleet);
+    fleet.shared.ask(&ControllerRequest::SetRebalancing { rebalancing: true, cancel_moves: false });
+    balance_until(&fleet, "balanced", |image| !image.balance.rebalancing).await;
+    // The rate goes with the last move.
+    balance_until(&fleet, "at rest", |image| image.balance == BalanceImage::default()).await;
+    stop.store(true, Ordering::Relaxed);
+    assert!(writing.await.unwrap() > 0);
+    let counts = replicas(&image(&fleet));
+    assert!(counts.values().all(|count| (8..=10).contains(count)), "{counts:?}");
+    for (broker_id, count) in counts {
+        until_logs(&fleet, broker_id, count).await;
+    }
+    let before = image(&fleet);
+    look(&fleet).await;
+    assert_eq!(image(&fleet), before, "converged means silent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_is_drained_while_clients_write_and_stays_empty() {
+    let fleet = fleet().await;
+    let (stop, writing) = writer(&fleet);
+    fleet.shared.ask(&ControllerRequest::MarkBroker { broker_id: 2, mark: Some(BrokerMark::Draining) });
+    balance_until(&fleet, "drained", |image| !holds_replicas(image, 2)).await;
+    until_logs(&fleet, 2, 0).await;
+    balance_until(&fleet, "at rest", |image| image.balance == BalanceImage::default()).await;
+    stop.store(true, Ordering::Relaxed);
+    assert!(writing.await.unwrap() > 0);
+    let drained = image(&fleet);
+    assert!(drained.topics[&TOPIC].partitions.iter().all(|state| state.leader != 2 && state.isr.len() == 3));
+    fleet.shared.ask(&ControllerRequest::SetRebalancing { rebalancing: true, cancel_moves: false });
+    balance_until(&fleet, "balanced", |image| !image.balance.rebalancing).await;
+    assert!(!holds_replicas(&image(&fleet), 2));
+    // Taken back, it is as good as a new one.
+    fleet.shared.ask(&ControllerRequest::MarkBroker { broker_id: 2, mark: None });
+    fleet.shared.ask(&ControllerRequest::SetRebalancing { rebalancing: true, cancel_moves: false });
+    balance_until(&fleet, "balanced", |image| !image.balance.rebalancing).await;
+    assert!(holds_replicas(&image(&fleet), 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_is_cancelled_leaves_everything_where_it_was() {
+    let fleet = fleet().await;
+    fleet.cut_off(4);
+    let before = replicas(&image(&fleet));
+    fleet.shared.ask(&ControllerRequest::MarkBroker { broker_id: 2, mark: Some(BrokerMark::Draining) });
+    look(&fleet).await;
+    let moving = image(&fleet);
+    assert_eq!(moving.balancer_moves().count(), options().limits.per_broker, "some at a time");
+    assert_eq!(moving.balance.rate, Some(options().rate.first()));
+    fleet.shared.ask(&ControllerRequest::MarkBroker { broker_id: 2, mark: None });
+    assert_eq!(replicas(&image(&fleet)), before);
+    balance_until(&fleet, "at rest", |image| image.balance == BalanceImage::default()).await;
+    fleet.reconnect(4);
+    until_logs(&fleet, 4, 0).await;
+    produce(&fleet, 0).await;
+}
+
+#[test]
+fn the_rate_follows_the_slowest_broker_that_has_enough_clients_to_tell() {
+    let durations = |count: u32, ms| {
+        let durations = Durations::default();
+        (0..count).for_each(|_| durations.observe(Duration::from_millis(ms)));
+        durations.counts()
+    };
+    let none = DurationCounts(vec![0; 41]);
+    let before = BTreeMap::from([(1, none.clone()), (2, none)]);
+    let now = BTreeMap::from([(1, durations(1_000, 3)), (2, durations(99, 900)), (3, durations(1_000, 900))]);
+    let p99 = slowest_p99(&before, &now).unwrap();
+    assert!(p99 >= Duration::from_millis(3) && p99 < Duration::from_millis(5), "{p99:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rate_falls_while_clients_wait_and_rises_when_it_is_made_use_of() {
+    let fleet = fleet().await;
+    fleet.cut_off(4);
+    fleet.shared.ask(&ControllerRequest::MarkBroker { broker_id: 2, mark: Some(BrokerMark::Draining) });
+    look(&fleet).await;
+    let moving = image(&fleet);
+    let first = moving.balance.rate.unwrap();
+    let next = |interval| {
+        let requests = next_requests(&moving, &ClusterLoad::default(), interval, &options());
+        requests.into_iter().find_map(|request| match request {
+            ControllerRequest::SetBalanceRate(rate) => rate,
+            _ => None,
+        })
+    };
+    let late = Duration::from_secs(1);
+    assert_eq!(next(Some(Interval { produce_p99: Some(late), bytes_per_second: first })), Some(first / 2));
+    assert!(next(Some(Interval { produce_p99: None, bytes_per_second: first })) > Some(first));
+    assert_eq!(next(Some(Interval { produce_p99: None, bytes_per_second: 1 })), None, "nothing is written");
+    assert_eq!(next(None), None);
+}

@@ -1,0 +1,97 @@
+//! What the balancer asks the controller for next: values in, values out.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::BalancerOptions;
+use crate::metadata::controller::balancer::rate::next_rate;
+use crate::metadata::controller::balancer::{Cluster, plan, select};
+use crate::metadata::controller::{ControllerRequest, PartitionMove};
+use crate::metadata::image::{BrokerId, BrokerMark, MetadataImage, PartitionImage};
+use crate::metrics::durations::DurationCounts;
+use crate::replication::ClusterLoad;
+
+/// Produce requests that a broker must have answered for their 99th percentile to mean something.
+const MIN_REQUESTS: u64 = 100;
+
+/// Part of the rate that moves must have come up to for it to count as made use of.
+const USED_DIVISOR: u64 = 2;
+
+/// What happened since the rate was last looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interval {
+    /// 99th percentile of the produce requests at the broker where it was longest; `None` if too few came to tell.
+    pub produce_p99: Option<Duration>,
+    /// Bytes per second that replicas being filled are sent, all together.
+    pub bytes_per_second: u64,
+}
+
+/// Whether there is anything to look at: otherwise nobody needs to be asked for sizes.
+pub fn has_work(image: &MetadataImage, options: &BalancerOptions) -> bool {
+    options.automatic
+        || image.balance.rebalancing
+        || image.balance.rate.is_some()
+        || image.marks.iter().any(|(id, mark)| *mark == BrokerMark::Draining && holds_replicas(image, *id))
+}
+
+/// Whether a broker has a replica, one that is about to go included.
+pub fn holds_replicas(image: &MetadataImage, broker_id: BrokerId) -> bool {
+    states(image).any(|state| state.replica_ids().any(|id| id == broker_id))
+}
+
+fn states(image: &MetadataImage) -> impl Iterator<Item = &PartitionImage> {
+    image.topics.values().flat_map(|topic| &topic.partitions)
+}
+
+/// Requests to the controller, in order. `interval` is given when it is time to look at the rate.
+///
+/// While some leader does not tell its sizes, brokers are emptied and not levelled.
+pub fn next_requests(
+    image: &MetadataImage,
+    load: &ClusterLoad,
+    interval: Option<Interval>,
+    options: &BalancerOptions,
+) -> Vec<ControllerRequest> {
+    let wanted = options.automatic || image.balance.rebalancing;
+    let level = wanted && load.silent.is_empty();
+    let plan = plan(&Cluster::of(image, &load.bytes), &options.goals(level));
+    let under_way: Vec<Vec<BrokerId>> =
+        states(image).filter(|state| state.is_reassigning()).map(|state| state.adding.clone()).collect();
+    let begun = select(&plan, &under_way, &options.limits);
+    let own = image.balancer_moves().count();
+    let copies = own > 0 || begun.iter().any(|it| it.added().next().is_some());
+    let mut requests = Vec::new();
+    let rate = match (image.balance.rate, interval) {
+        _ if !copies => None,
+        (None, _) => Some(options.rate.first()),
+        (Some(rate), Some(interval)) if own > 0 => {
+            let is_used = interval.bytes_per_second >= rate / USED_DIVISOR;
+            Some(next_rate(&options.rate, rate, interval.produce_p99, is_used))
+        }
+        (rate, _) => rate,
+    };
+    if rate != image.balance.rate {
+        requests.push(ControllerRequest::SetBalanceRate(rate));
+    }
+    if image.balance.rebalancing && level && plan.steps.is_empty() && own == 0 {
+        requests.push(ControllerRequest::SetRebalancing { rebalancing: false, cancel_moves: false });
+    }
+    if !begun.is_empty() {
+        let wanted = begun.into_iter();
+        let moves = wanted.map(|it| PartitionMove { partition: it.partition, from: it.from, to: it.to });
+        requests.push(ControllerRequest::MovePartitions(moves.collect()));
+    }
+    requests
+}
+
+/// The 99th percentile at the broker where it was longest, between two looks.
+pub fn slowest_p99(
+    before: &BTreeMap<BrokerId, DurationCounts>,
+    now: &BTreeMap<BrokerId, DurationCounts>,
+) -> Option<Duration> {
+    let of = |(id, now): (&BrokerId, &DurationCounts)| {
+        let since = now.since(before.get(id)?);
+        since.p99().filter(|_| since.count() >= MIN_REQUESTS)
+    };
+    now.iter().filter_map(of).max()
+}
