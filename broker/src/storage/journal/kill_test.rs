@@ -345,7 +345,8 @@ fn kill_in_recovery_at(point: FailPoint, visits: &[u32]) {
         for visit in visits {
             // Behind the second flush: a replay that has moves in it.
             parent.kill_at(FailPoint::Retiring, 3);
-            parent.kill_at(FailPoint::Written, 30);
+            // Ten frames take thirty rounds at most, and before round 36 nothing is flushed: all ten have to be replayed.
+            parent.kill_at(FailPoint::Written, 10);
             parent.kill_at(point, *visit);
             parent.check();
             parent.kill_at(point, 1);
@@ -385,7 +386,7 @@ killed_at! { kill_at:
 }
 
 killed_at! { kill_in_recovery_at:
-    a_kill_while_replaying_loses_nothing Replaying [1, 2, 20];
+    a_kill_while_replaying_loses_nothing Replaying [1, 2, 10];
     a_kill_after_replaying_loses_nothing Replayed [1];
     a_kill_after_a_start_was_noted_loses_nothing Started [1];
 }
