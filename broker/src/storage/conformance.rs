@@ -59,6 +59,7 @@ macro_rules! conformance_tests {
             replay_shows_each_header_once,
             truncation_removes_whole_batches_and_lasts,
             a_log_start_lasts,
+            a_cut_to_the_log_start_leaves_nothing,
             epochs_are_rebuilt_from_batches_l1_l2,
             batches_are_found_by_time_o2_o3,
             retention_by_time_stops_at_the_first_young_batch_r1,
@@ -486,6 +487,22 @@ pub(crate) fn truncation_removes_whole_batches_and_lasts(volume: &dyn Volume) {
     assert!(log.log.truncate(-1).is_err());
     log.append(&[batch(1, b"again")], 6);
     assert_eq!(bases(&log.read_all(0)), [0]);
+}
+
+pub(crate) fn a_cut_to_the_log_start_leaves_nothing(volume: &dyn Volume) {
+    let store = volume.open();
+    let log = open(&store, kept_for_ever());
+    log.append(&vec![batch(1, &[1; 200]); 3], 1);
+    log.log.set_log_start(1).expect("within the log");
+    assert_eq!(log.log.truncate(1).expect("a cut").log_end, 1);
+    assert_eq!(log.log.size(), 0);
+    store.close();
+    let store = volume.open();
+    let log = open(&store, kept_for_ever());
+    assert_eq!((log.log.ends().log_start, log.log.ends().log_end, log.log.size()), (1, 1, 0));
+    log.append(&[batch(1, b"other")], 2);
+    assert_eq!(bases(&log.read_all(1)), [1]);
+    assert_eq!(log.log.size(), log.bytes_of_all(1));
 }
 
 pub(crate) fn a_log_start_lasts(volume: &dyn Volume) {

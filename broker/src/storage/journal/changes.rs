@@ -85,6 +85,9 @@ impl<'a> Work<'a> {
         end_offset: i64,
         left: Option<Run>,
     ) -> Result<(), StorageError> {
+        // Of a run that holds the log start nothing may be left but what lies below it.
+        let log_start = self.changes.logs.get(&partition).map_or(0, |record| record.log_start);
+        let left = left.filter(|run| run.last_offset >= log_start.min(end_offset));
         let mut cut = Vec::new();
         self.index.runs_from(partition, end_offset, |placed| {
             cut.push(placed);
