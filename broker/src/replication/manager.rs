@@ -30,9 +30,11 @@ use uuid::Uuid;
 
 use super::fetcher::Fetchers;
 use super::leadership::{LeaderAssignment, Member, Proposal};
-use super::partition::{Appended, Assignment, Bounds, Partition, Progress, storage_code};
+use super::partition::{Assignment, Bounds, Partition, storage_code};
 use super::peers::Peers;
+use super::pending_produce::{PendingItem, PendingProduce};
 use super::proposals::{self, Proposals};
+use super::registrations::Registrations;
 use super::sessions::{FollowerSessions, Host};
 use super::throttle::Quota;
 use super::validate::{Rejection, ValidatedBatch, validate};
@@ -150,20 +152,6 @@ pub struct HostedLog {
     pub high_watermark: i64,
     /// Next offset to be assigned.
     pub log_end_offset: i64,
-}
-
-/// Appends that have their offsets and wait to be durable. See [`ReplicaManager::append`].
-#[derive(Debug)]
-pub struct PendingProduce {
-    acks: RequiredAcks,
-    items: Vec<PendingItem>,
-}
-
-#[derive(Debug)]
-struct PendingItem {
-    /// The answer, once the append is durable.
-    outcome: ProduceOutcome,
-    waiting: Option<(Arc<Partition>, Appended)>,
 }
 
 impl ReplicaManager {
@@ -418,92 +406,6 @@ impl ReplicaManager {
         if let Err(error) = crate::blocking::spawn_blocking(stop).await {
             tracing::error!(%error, "closing the record store");
         }
-    }
-}
-
-impl PendingProduce {
-    /// The second half of [`ReplicaManager::produce`]: resolves when everything is as durable as was asked for, has
-    /// failed, or `timeout` is over (P11).
-    pub async fn outcome(mut self, timeout: Duration) -> Vec<ProduceOutcome> {
-        if self.acks == RequiredAcks::None {
-            return self.items.into_iter().map(|item| item.outcome).collect();
-        }
-        let signal = Arc::new(Notify::new());
-        let deadline = Instant::now() + timeout;
-        let mut registrations = Registrations::new(&signal, self.acks);
-        for (partition, appended) in self.items.iter().filter_map(|item| item.waiting.as_ref()) {
-            registrations.add(partition, appended.last_offset + 1);
-        }
-        while !self.settle() {
-            if tokio::time::timeout_at(deadline, signal.notified()).await.is_err() {
-                self.give_up();
-                break;
-            }
-            // Leadership may have changed without being lost: then the wait goes on.
-            registrations.clear();
-            for (partition, appended) in self.items.iter().filter_map(|item| item.waiting.as_ref()) {
-                registrations.add(partition, appended.last_offset + 1);
-            }
-        }
-        self.items.into_iter().map(|item| item.outcome).collect()
-    }
-
-    /// Looks at what is still waiting; true if nothing is.
-    fn settle(&mut self) -> bool {
-        let mut all = true;
-        for item in &mut self.items {
-            let Some((partition, appended)) = &item.waiting else { continue };
-            match partition.progress(appended, self.acks) {
-                Progress::Pending => {
-                    all = false;
-                    continue;
-                }
-                Progress::Done => {}
-                Progress::Failed(error) => item.outcome = ProduceOutcome::failed(error, None),
-            }
-            item.waiting = None;
-        }
-        all
-    }
-
-    fn give_up(&mut self) {
-        if self.settle() {
-            return;
-        }
-        for item in self.items.iter_mut().filter(|item| item.waiting.is_some()) {
-            let message = "the records were not durable in time; they may still become so";
-            item.outcome = ProduceOutcome::failed(ErrorCode::RequestTimedOut, Some(message.to_owned()));
-        }
-    }
-}
-
-/// Registrations of one waiting request, taken back when it is over or dropped.
-struct Registrations<'a> {
-    signal: &'a Arc<Notify>,
-    acks: RequiredAcks,
-    partitions: Vec<Arc<Partition>>,
-}
-
-impl<'a> Registrations<'a> {
-    fn new(signal: &'a Arc<Notify>, acks: RequiredAcks) -> Self {
-        Self { signal, acks, partitions: Vec::new() }
-    }
-
-    fn add(&mut self, partition: &Arc<Partition>, wake_at: i64) {
-        partition.register(self.acks, wake_at, self.signal);
-        self.partitions.push(Arc::clone(partition));
-    }
-
-    fn clear(&mut self) {
-        for partition in self.partitions.drain(..) {
-            partition.leave(self.acks, self.signal);
-        }
-    }
-}
-
-impl Drop for Registrations<'_> {
-    fn drop(&mut self) {
-        self.clear();
     }
 }
 

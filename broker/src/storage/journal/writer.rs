@@ -11,6 +11,9 @@
 //! that is, when it becomes too much, or after a while. The index hears of a frame when it has been synced, so that it
 //! never knows of something that a power failure can still take away.
 
+mod layout;
+mod queue;
+
 use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,7 +24,6 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
 
 use super::Shared;
 use super::buffer::{AlignedBuffer, padded};
@@ -33,9 +35,11 @@ use super::keys::Position;
 use super::log::JournalLog;
 use super::segments::Segment;
 use crate::metadata::image::TopicIdPartition;
-use crate::storage::{
-    Admission, AppendBatch, CheckpointEntry, Durability, StorageError, StoreFailure, batch,
-};
+use crate::storage::{AppendBatch, Durability, StoreFailure, batch};
+
+use layout::{Layout, Piece};
+use queue::Taken;
+pub(super) use queue::{Command, Queue, Reply};
 
 /// Most bytes of a frame, and never more than a quarter of a segment; a single larger batch has a frame of its own.
 const FRAME_BYTES: usize = 1 << 20;
@@ -62,123 +66,6 @@ pub(super) const MAX_UNSYNCED_BYTES: u64 = 32 << 20;
 
 /// Longest time that something stays unsynced.
 const MAX_UNSYNCED_TIME: Duration = Duration::from_secs(1);
-
-/// Where a command's answer goes.
-pub(super) type Reply = SyncSender<Result<(), StorageError>>;
-
-/// What the writer can be told to do. An answer comes when the index has done its part.
-#[derive(Debug)]
-pub(super) enum Command {
-    Append {
-        log: Arc<JournalLog>,
-        batch: AppendBatch,
-        admission: Arc<Admission>,
-    },
-    /// Sync what has been written, and let the index catch up.
-    Sync {
-        reply: Reply,
-    },
-    /// Write an entry that has no batches.
-    Change {
-        entry: Entry,
-        reply: Reply,
-    },
-    /// Write runs in a new place. Answered when they are there; the moves that have become pointless are left out.
-    Move {
-        runs: Vec<(TopicIdPartition, Run, Bytes)>,
-        reply: Reply,
-    },
-    /// Write entries, each in a frame of its own, with the bytes that belong to it; the index takes them one after the
-    /// other.
-    Replace {
-        pieces: Vec<(Entry, Bytes)>,
-        reply: Reply,
-    },
-    /// Sync, let the index keep this about logs, and make the index durable.
-    Checkpoint {
-        entries: Vec<(CheckpointEntry, u64)>,
-        reply: Reply,
-    },
-}
-
-/// Commands on their way to the writer. Its length is bounded by the admissions that appends hold.
-#[derive(Debug, Default)]
-pub(super) struct Queue {
-    state: Mutex<QueueState>,
-    ready: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct QueueState {
-    commands: Vec<Command>,
-    closed: bool,
-}
-
-/// The queue is closed.
-#[derive(Debug)]
-pub(super) struct QueueClosed;
-
-/// What came of waiting for commands.
-enum Taken {
-    Commands(Vec<Command>),
-    TimedOut,
-    Closed,
-}
-
-impl Queue {
-    pub(super) fn push(&self, command: Command) -> Result<(), QueueClosed> {
-        let mut state = self.state.lock();
-        if state.closed {
-            return Err(QueueClosed);
-        }
-        state.commands.push(command);
-        // Only the first command can find the writer asleep.
-        if state.commands.len() == 1 {
-            self.ready.notify_one();
-        }
-        Ok(())
-    }
-
-    pub(super) fn is_closed(&self) -> bool {
-        self.state.lock().closed
-    }
-
-    /// Takes no more commands; those queued are still done.
-    pub(super) fn close(&self) {
-        self.state.lock().closed = true;
-        self.ready.notify_one();
-    }
-
-    /// Takes no more commands and forgets those queued; whoever waits for an answer sees that it never comes.
-    pub(super) fn close_and_drop(&self) {
-        let commands = {
-            let mut state = self.state.lock();
-            state.closed = true;
-            std::mem::take(&mut state.commands)
-        };
-        self.ready.notify_one();
-        drop(commands);
-    }
-
-    fn take(&self, deadline: Option<Instant>) -> Taken {
-        let mut state = self.state.lock();
-        loop {
-            if !state.commands.is_empty() {
-                return Taken::Commands(std::mem::take(&mut state.commands));
-            }
-            if state.closed {
-                return Taken::Closed;
-            }
-            match deadline {
-                None => self.ready.wait(&mut state),
-                Some(deadline) if self.ready.wait_until(&mut state, deadline).timed_out() => {
-                    return Taken::TimedOut;
-                }
-                Some(_) => {}
-            }
-        }
-    }
-}
 
 /// Starts the writer, which goes on behind `position` with frames from the sequence `next` on. It ends when the queue is closed, and lets the indexer end.
 pub(super) fn spawn(
@@ -631,74 +518,6 @@ enum Way {
     Direct,
     /// Through the page cache if it is small, since nobody waits until it is on the disk.
     Cached,
-}
-
-/// Bytes of batches on their way into a frame.
-struct Piece<'a> {
-    bytes: &'a Bytes,
-    /// The batch whose base offset and epoch are to be written in.
-    stamp: Option<&'a AppendBatch>,
-}
-
-/// A frame of appends before it is written.
-#[derive(Default)]
-struct Layout<'a> {
-    runs: Vec<PlannedRun<'a>>,
-    bytes: usize,
-}
-
-struct PlannedRun<'a> {
-    log: &'a Arc<JournalLog>,
-    batches: Vec<&'a AppendBatch>,
-    bytes: usize,
-}
-
-impl<'a> Layout<'a> {
-    /// Whether the batch becomes part of the last run.
-    fn continues(&self, log: &JournalLog, batch: &AppendBatch) -> bool {
-        let epoch = batch.header.partition_leader_epoch;
-        self.runs
-            .last()
-            .is_some_and(|run| run.log.id() == log.id() && run.epoch() == epoch && run.bytes < RUN_BYTES)
-    }
-
-    /// Bytes by which the batch makes the frame longer.
-    fn cost(&self, log: &JournalLog, batch: &AppendBatch) -> usize {
-        batch.bytes.len() + if self.continues(log, batch) { 0 } else { MAX_ENTRY_LEN }
-    }
-
-    fn push(&mut self, log: &'a Arc<JournalLog>, batch: &'a AppendBatch) {
-        self.bytes += self.cost(log, batch);
-        if !self.continues(log, batch) {
-            self.runs.push(PlannedRun { log, batches: Vec::new(), bytes: 0 });
-        }
-        if let Some(last) = self.runs.last_mut() {
-            last.bytes += batch.bytes.len();
-            last.batches.push(batch);
-        }
-    }
-}
-
-impl PlannedRun<'_> {
-    fn epoch(&self) -> i32 {
-        self.batches.first().map_or(-1, |batch| batch.header.partition_leader_epoch)
-    }
-
-    /// The run, without what depends on the runs before it.
-    fn run(&self, now_ms: i64) -> Run {
-        let header = |batch: Option<&&AppendBatch>| batch.map(|batch| batch.header);
-        let timestamps = self.batches.iter().map(|batch| batch.header.max_timestamp);
-        Run {
-            base_offset: header(self.batches.first()).map_or(0, |first| first.base_offset),
-            last_offset: header(self.batches.last()).map_or(0, |last| last.last_offset()),
-            max_timestamp: timestamps.max().unwrap_or(-1),
-            running_max_timestamp: -1,
-            written_ms: now_ms,
-            log_position: 0,
-            leader_epoch: self.epoch(),
-            length: u32::try_from(self.bytes).expect("a run is no longer than a frame"),
-        }
-    }
 }
 
 fn failure(path: PathBuf, doing: &'static str, error: &io::Error) -> StoreFailure {
