@@ -45,7 +45,9 @@ use crate::metadata::image::{
 };
 use crate::metrics::durations::Durations;
 use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall};
-use crate::storage::{Admission, CheckpointEntry, EpochEnd, LogStore, ReadRange, StorageError, StoreFailure};
+use crate::storage::{
+    Admission, CheckpointEntry, EpochEnd, LogStore, ReadRange, Reader, StorageError, StoreFailure,
+};
 
 /// Longest wait of a request for a partition that the image gives us and that is still being opened.
 const OPENING_WAIT: Duration = Duration::from_secs(2);
@@ -705,8 +707,13 @@ impl Inner {
             let records = if skip {
                 Ok(RecordBytes::new())
             } else {
-                let range =
-                    ReadRange { offset: part.fetch_offset, until, max_bytes, at_least_one: nothing_yet };
+                let range = ReadRange {
+                    reader: Reader::Consumer,
+                    offset: part.fetch_offset,
+                    until,
+                    max_bytes,
+                    at_least_one: nothing_yet,
+                };
                 partition.read(range, memory_only).transpose()?
             };
             fetched.push(match records {
