@@ -129,6 +129,11 @@ impl Leadership {
         self.assignment.leader_epoch
     }
 
+    #[cfg(test)]
+    pub(super) fn log_end(&self) -> i64 {
+        self.log_end
+    }
+
     pub(super) fn epoch_start(&self) -> i64 {
         self.epoch_start
     }

@@ -45,6 +45,8 @@ use crate::metadata::image::{
 };
 use crate::metrics::durations::Durations;
 use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall};
+#[cfg(test)]
+use crate::simulation::bugs::{self, Bug};
 use crate::storage::{
     Admission, CheckpointEntry, EpochEnd, LogStore, ReadRange, Reader, StorageError, StoreFailure,
 };
@@ -816,6 +818,10 @@ impl Inner {
         to_open: &mut Vec<(TopicIdPartition, Arc<TopicSettings>, Assignment)>,
         to_delete: &mut Vec<TopicIdPartition>,
     ) {
+        // What this process led in the image of another run, others may lead by now; or it has lost records of that epoch.
+        let may_act = caught_up;
+        #[cfg(test)]
+        let may_act = may_act || bugs::has(Bug::LeadsBeforeRegistered);
         let mut settings: Option<Arc<TopicSettings>> = None;
         for (number, state) in (0..).zip(&topic.partitions) {
             let id = TopicIdPartition { topic_id: topic.topic_id, partition: number };
@@ -831,7 +837,7 @@ impl Inner {
             }
             let settings =
                 Arc::clone(settings.get_or_insert_with(|| Arc::new((self.options.topic_settings)(topic))));
-            let own = own.filter(|_| caught_up);
+            let own = own.filter(|_| may_act);
             let assignment = assignment(image, state, own, settings.min_insync_replicas);
             match hosted {
                 Some(Hosted::Online(partition)) => {

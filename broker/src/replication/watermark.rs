@@ -15,6 +15,8 @@ use super::leadership::{LeaderAssignment, Leadership, Proposal};
 use super::sessions::FollowerSignal;
 use super::waiters::Waiters;
 use crate::metadata::image::{BrokerId, TopicIdPartition};
+#[cfg(test)]
+use crate::simulation::bugs::{self, Bug};
 use crate::storage::{LogEnds, LogListener};
 
 /// See the module documentation.
@@ -227,7 +229,11 @@ impl State {
         let high_watermark = match &self.part {
             Part::Idle => before,
             Part::Leads(leadership) => {
-                leadership.high_watermark(before, self.durable_end, Instant::now(), lag)
+                let durable_end = self.durable_end;
+                #[cfg(test)]
+                let durable_end =
+                    if bugs::has(Bug::CommitsBeforeOwnSync) { leadership.log_end() } else { durable_end };
+                leadership.high_watermark(before, durable_end, Instant::now(), lag)
             }
             Part::Follows { leader_high_watermark } => {
                 before.max(*leader_high_watermark).min(self.durable_end)
