@@ -57,7 +57,7 @@ verify: fmt lint docs deny generated scripts chart test-unit # runs what needs n
 test-unit: rocksdb # runs unit, property and documentation tests
 	@scripts/cargo-test.sh unit
 
-test-simulation: rocksdb # takes simulated fleets through the faults of 200 seeds, and finds three old bugs; SEEDS=50 FIRST=201: others
+test-simulation: rocksdb # takes simulated fleets through the faults of 200 seeds, and finds five bugs made on purpose; SEEDS=50 FIRST=201: others
 	@scripts/cargo-test.sh simulation
 
 test-clients: rocksdb clients # runs the broker's protocol tests, with real Kafka clients

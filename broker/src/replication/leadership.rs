@@ -2,7 +2,8 @@
 //! Rules L5–L7.
 //!
 //! Pure: positions and the time go in. A follower's position is its durable end, so that everything below the high
-//! watermark is on the disks of all in-sync replicas.
+//! watermark is on the disks of all in-sync replicas. The leader is one of them, and may be the slowest: followers are
+//! sent what it has not synced yet. Whether a follower keeps up is another question, and asked of the log end.
 //!
 //! At most one change of the in-sync replicas is under way. Until the metadata says what became of it, the high
 //! watermark waits for the old and the new ones together: whichever set counts in the end, nothing below it is missing
@@ -61,6 +62,8 @@ pub(super) struct Leadership {
     assignment: LeaderAssignment,
     /// Log end when the epoch began here.
     epoch_start: i64,
+    /// Log end now: how far followers can be.
+    log_end: i64,
     /// The change under way, with the registrations that it was found right for.
     proposed: Option<Vec<(BrokerId, i64)>>,
     followers: Vec<Follower>,
@@ -73,7 +76,7 @@ struct Follower {
     fetching_epoch: i64,
     /// Its durable end; `None` before its first fetch in this epoch.
     durable_end: Option<i64>,
-    /// The leader's durable end at its last fetch, and when that was.
+    /// The leader's log end at its last fetch, and when that was.
     last_fetch: Option<(i64, Instant)>,
     /// When it last had everything that the leader had at the time, if it ever did.
     caught_up: Option<Instant>,
@@ -97,10 +100,15 @@ impl Follower {
         Self { member, fetching_epoch: -1, durable_end: None, last_fetch: None, caught_up, filling: None }
     }
 
-    /// L6: it has the leader's end, or had it within `lag`.
-    fn is_caught_up(&self, leader_end: i64, now: Instant, lag: Duration) -> bool {
+    /// L6: it has all of the leader's log, or had it within `lag`.
+    fn is_caught_up(&self, log_end: i64, now: Instant, lag: Duration) -> bool {
         let recently = |caught_up| now.saturating_duration_since(caught_up) <= lag;
-        self.durable_end == Some(leader_end) || self.caught_up.is_some_and(recently)
+        self.has(log_end) || self.caught_up.is_some_and(recently)
+    }
+
+    /// Whether everything below `log_end` is durable there.
+    fn has(&self, log_end: i64) -> bool {
+        self.durable_end.is_some_and(|durable_end| durable_end >= log_end)
     }
 
     fn is_eligible(&self) -> bool {
@@ -114,11 +122,16 @@ impl Leadership {
         let caught_up = |member: &Member| assignment.isr.contains(&member.broker_id).then_some(now);
         let new = |member: &Member| Follower::new(*member, caught_up(member));
         let followers = assignment.followers.iter().map(new).collect();
-        Self { assignment, epoch_start, proposed: None, followers }
+        Self { assignment, epoch_start, log_end: epoch_start, proposed: None, followers }
     }
 
     pub(super) fn leader_epoch(&self) -> i32 {
         self.assignment.leader_epoch
+    }
+
+    #[cfg(test)]
+    pub(super) fn log_end(&self) -> i64 {
+        self.log_end
     }
 
     pub(super) fn epoch_start(&self) -> i64 {
@@ -194,21 +207,14 @@ impl Leadership {
         self.followers.iter().map(position).collect()
     }
 
-    /// A follower fetches from `offset`: everything below is durable there. `leader_end` is the leader's durable end.
-    pub(super) fn fetched(
-        &mut self,
-        broker_id: BrokerId,
-        broker_epoch: i64,
-        offset: i64,
-        leader_end: i64,
-        now: Instant,
-    ) {
+    /// A follower fetches from `offset`: everything below is durable there.
+    pub(super) fn fetched(&mut self, broker_id: BrokerId, broker_epoch: i64, offset: i64, now: Instant) {
         let Some(follower) = self.followers.iter_mut().find(|it| it.member.broker_id == broker_id) else {
             return;
         };
         follower.fetching_epoch = broker_epoch;
         follower.durable_end = Some(offset);
-        if offset >= leader_end {
+        if offset >= self.log_end {
             follower.caught_up = Some(now);
         } else if let Some((end, at)) = follower.last_fetch
             && offset >= end
@@ -216,7 +222,7 @@ impl Leadership {
             // It has what the leader had then, however much came since: a busy leader ejects nobody who keeps up.
             follower.caught_up = follower.caught_up.max(Some(at));
         }
-        follower.last_fetch = Some((leader_end, now));
+        follower.last_fetch = Some((self.log_end, now));
     }
 
     /// In-sync followers whose logs reach beyond `offset`, each with its durable end.
@@ -226,26 +232,31 @@ impl Leadership {
         ends.filter(|(_, end)| *end >= offset).collect()
     }
 
-    /// The leader's durable end moves on from `leader_end`: who had all of it was caught up until now.
-    pub(super) fn leader_advanced(&mut self, leader_end: i64, now: Instant) {
-        for follower in self.followers.iter_mut().filter(|it| it.durable_end == Some(leader_end)) {
+    /// The leader's log ends at `log_end` now: who had all of it before was caught up until now.
+    pub(super) fn appended(&mut self, log_end: i64, now: Instant) {
+        let before = self.log_end;
+        if log_end <= before {
+            return;
+        }
+        self.log_end = log_end;
+        for follower in self.followers.iter_mut().filter(|it| it.has(before)) {
             follower.caught_up = Some(now);
         }
     }
 
-    /// The high watermark, which is `current` or later (L5).
-    pub(super) fn high_watermark(&self, current: i64, leader_end: i64, now: Instant, lag: Duration) -> i64 {
+    /// The high watermark, which is `current` or later, and never beyond the leader's own durable end (L5).
+    pub(super) fn high_watermark(&self, current: i64, durable_end: i64, now: Instant, lag: Duration) -> i64 {
         if self.is_under_min_isr() {
             return current;
         }
-        let mut lowest = leader_end;
+        let mut lowest = durable_end;
         for follower in &self.followers {
             let broker_id = follower.member.broker_id;
             let counts = self.assignment.isr.contains(&broker_id)
                 || self.proposed.iter().flatten().any(|(proposed, _)| *proposed == broker_id)
                 || (follower.is_eligible()
                     && follower.durable_end.is_some()
-                    && follower.is_caught_up(leader_end, now, lag));
+                    && follower.is_caught_up(self.log_end, now, lag));
             if counts {
                 lowest = lowest.min(follower.durable_end.unwrap_or(i64::MIN));
             }
@@ -276,15 +287,10 @@ impl Leadership {
     }
 
     /// The in-sync replicas without the followers that have not caught up for longer than `lag` (L6), in the same way.
-    pub(super) fn propose_shrinking(
-        &mut self,
-        leader_end: i64,
-        now: Instant,
-        lag: Duration,
-    ) -> Option<Proposal> {
+    pub(super) fn propose_shrinking(&mut self, now: Instant, lag: Duration) -> Option<Proposal> {
         let lags = |broker_id: &BrokerId| {
             let follower = self.followers.iter().find(|it| it.member.broker_id == *broker_id);
-            follower.is_some_and(|follower| !follower.is_caught_up(leader_end, now, lag))
+            follower.is_some_and(|follower| !follower.is_caught_up(self.log_end, now, lag))
         };
         let left: Vec<_> = self.assignment.isr.iter().copied().filter(|id| !lags(id)).collect();
         if left.len() == self.assignment.isr.len() {

@@ -22,6 +22,12 @@ fn leads_from(epoch_start: i64, isr: &[BrokerId]) -> (Leadership, Instant) {
     (Leadership::begin(assignment(isr), epoch_start, now), now)
 }
 
+/// A follower has everything below `offset` durable when the leader's log ends at `log_end`.
+fn fetched(leads: &mut Leadership, (broker_id, offset): (BrokerId, i64), log_end: i64, now: Instant) {
+    leads.appended(log_end, now);
+    leads.fetched(broker_id, member(broker_id).broker_epoch, offset, now);
+}
+
 fn isr_of(proposal: Option<Proposal>) -> Option<Vec<BrokerId>> {
     proposal.map(|proposal| proposal.isr.iter().map(|(broker_id, _)| *broker_id).collect())
 }
@@ -30,16 +36,28 @@ fn isr_of(proposal: Option<Proposal>) -> Option<Vec<BrokerId>> {
 fn l5_the_high_watermark_is_the_lowest_durable_end_in_sync() {
     let (mut leads, now) = leads_from(0, &[1, 2]);
     assert_eq!(leads.high_watermark(0, 10, now, LAG), 0, "nobody knows where 2 is");
-    leads.fetched(2, 12, 6, 10, now);
+    fetched(&mut leads, (2, 6), 10, now);
     assert_eq!(leads.high_watermark(0, 10, now, LAG), 6);
-    leads.fetched(2, 12, 10, 10, now);
+    fetched(&mut leads, (2, 10), 10, now);
     assert_eq!(leads.high_watermark(6, 10, now, LAG), 10);
+}
+
+#[test]
+fn l5_the_high_watermark_waits_for_the_leader_and_l6_followers_ahead_of_it_keep_up() {
+    let (mut leads, now) = leads_from(0, &[1, 2]);
+    fetched(&mut leads, (2, 10), 10, now);
+    assert_eq!(leads.high_watermark(0, 4, now, LAG), 4, "the leader has not synced more");
+    let later = now + LAG * 10;
+    assert_eq!(leads.propose_shrinking(later, LAG), None);
+    leads.appended(20, later);
+    assert_eq!(leads.propose_shrinking(later + LAG, LAG), None);
+    assert_eq!(leads.high_watermark(4, 20, later, LAG), 10);
 }
 
 #[test]
 fn l5_the_high_watermark_never_falls() {
     let (mut leads, now) = leads_from(0, &[1, 2]);
-    leads.fetched(2, 12, 3, 10, now);
+    fetched(&mut leads, (2, 3), 10, now);
     assert_eq!(leads.high_watermark(5, 10, now, LAG), 5);
 }
 
@@ -54,7 +72,8 @@ fn l5_the_high_watermark_stands_still_below_min_isr() {
 #[test]
 fn l5_a_follower_that_is_about_to_join_is_waited_for() {
     let (mut leads, now) = leads_from(0, &[1]);
-    leads.fetched(2, 12, 8, 8, now);
+    fetched(&mut leads, (2, 8), 8, now);
+    leads.appended(10, now);
     assert_eq!(leads.high_watermark(8, 10, now, LAG), 8, "2 has caught up and may join any moment");
     assert_eq!(leads.high_watermark(8, 10, now + LAG * 2, LAG), 10, "it is too far behind now");
 }
@@ -62,21 +81,21 @@ fn l5_a_follower_that_is_about_to_join_is_waited_for() {
 #[test]
 fn l5_a_follower_that_has_far_to_go_is_not_waited_for() {
     let (mut leads, now) = leads_from(100, &[1]);
-    leads.fetched(2, 12, 0, 100, now);
+    fetched(&mut leads, (2, 0), 100, now);
     assert_eq!(leads.high_watermark(0, 100, now, LAG), 100);
 }
 
 #[test]
 fn l5_a_change_under_way_counts_the_old_and_the_new_ones() {
     let (mut leads, now) = leads_from(0, &[1, 3]);
-    leads.fetched(3, 13, 10, 10, now);
-    leads.fetched(2, 12, 10, 10, now);
+    fetched(&mut leads, (3, 10), 10, now);
+    fetched(&mut leads, (2, 10), 10, now);
     assert_eq!(isr_of(leads.propose_expansion(10, |_| true)), Some(vec![1, 2, 3]));
     let later = now + LAG * 2;
-    leads.fetched(3, 13, 20, 20, later);
+    fetched(&mut leads, (3, 20), 20, later);
     assert_eq!(leads.high_watermark(10, 20, later, LAG), 10, "2 may be in sync by now");
     leads.update(LeaderAssignment { partition_epoch: 8, ..assignment(&[1, 3]) });
-    assert_eq!(leads.high_watermark(10, 20, later, LAG), 20, "it is not");
+    assert_eq!(leads.high_watermark(10, 20, later + LAG * 2, LAG), 20, "it is not, and lags");
 }
 
 #[test]
@@ -84,35 +103,36 @@ fn l6_a_follower_that_keeps_up_with_a_busy_leader_stays() {
     let (mut leads, mut now) = leads_from(0, &[1, 2]);
     let mut end = 100;
     for _ in 0..10 {
-        leads.fetched(2, 12, end - 100, end, now);
+        fetched(&mut leads, (2, end - 100), end, now);
         now += LAG / 2;
         end += 100;
-        assert_eq!(leads.propose_shrinking(end, now, LAG), None, "at {end}");
+        leads.appended(end, now);
+        assert_eq!(leads.propose_shrinking(now, LAG), None, "at {end}");
     }
 }
 
 #[test]
 fn l6_a_follower_that_falls_behind_leaves_and_one_that_idles_at_the_end_does_not() {
     let (mut leads, now) = leads_from(0, &[1, 2, 3]);
-    leads.fetched(2, 12, 50, 100, now);
-    leads.fetched(3, 13, 100, 100, now);
-    assert_eq!(leads.propose_shrinking(100, now + LAG, LAG), None);
-    assert_eq!(isr_of(leads.propose_shrinking(100, now + LAG * 2, LAG)), Some(vec![1, 3]));
+    fetched(&mut leads, (2, 50), 100, now);
+    fetched(&mut leads, (3, 100), 100, now);
+    assert_eq!(leads.propose_shrinking(now + LAG, LAG), None);
+    assert_eq!(isr_of(leads.propose_shrinking(now + LAG * 2, LAG)), Some(vec![1, 3]));
 }
 
 #[test]
 fn l6_followers_in_sync_have_the_time_of_one_lag_to_find_a_new_leader() {
     let (mut leads, now) = leads_from(100, &[1, 2]);
-    assert_eq!(leads.propose_shrinking(100, now + LAG, LAG), None);
-    assert_eq!(isr_of(leads.propose_shrinking(100, now + LAG * 2, LAG)), Some(vec![1]));
+    assert_eq!(leads.propose_shrinking(now + LAG, LAG), None);
+    assert_eq!(isr_of(leads.propose_shrinking(now + LAG * 2, LAG)), Some(vec![1]));
 }
 
 #[test]
 fn l7_a_follower_joins_at_the_high_watermark_and_not_before_the_epoch_began() {
     let (mut leads, now) = leads_from(20, &[1]);
-    leads.fetched(2, 12, 19, 30, now);
+    fetched(&mut leads, (2, 19), 30, now);
     assert_eq!(leads.propose_expansion(10, |_| true), None, "it does not have all that the epoch began with");
-    leads.fetched(2, 12, 20, 30, now);
+    fetched(&mut leads, (2, 20), 30, now);
     assert_eq!(leads.propose_expansion(21, |_| true), None);
     let proposal = leads.propose_expansion(20, |_| true).expect("it has what it needs");
     assert_eq!((proposal.leader_epoch, proposal.partition_epoch), (4, 7));
@@ -122,18 +142,18 @@ fn l7_a_follower_joins_at_the_high_watermark_and_not_before_the_epoch_began() {
 #[test]
 fn l7_a_follower_of_an_earlier_registration_or_out_of_service_does_not_join() {
     let (mut leads, now) = leads_from(0, &[1]);
-    leads.fetched(2, 11, 30, 30, now);
+    leads.fetched(2, 11, 30, now);
     assert_eq!(leads.propose_expansion(30, |_| true), None);
     let fenced = Member { eligible: false, ..member(2) };
     leads.update(LeaderAssignment { followers: vec![fenced, member(3)], ..assignment(&[1]) });
-    leads.fetched(2, 12, 30, 30, now);
+    fetched(&mut leads, (2, 30), 30, now);
     assert_eq!(leads.propose_expansion(30, |_| true), None);
 }
 
 #[test]
 fn l7_a_follower_that_registers_again_is_not_proposed_for_what_it_had_before() {
     let (mut leads, now) = leads_from(0, &[1]);
-    leads.fetched(2, 12, 30, 30, now);
+    fetched(&mut leads, (2, 30), 30, now);
     let first = leads.propose_expansion(30, |_| true).expect("it has what it needs");
     let again = Member { broker_epoch: 99, ..member(2) };
     leads.update(LeaderAssignment { followers: vec![again, member(3)], ..assignment(&[1]) });
@@ -143,7 +163,7 @@ fn l7_a_follower_that_registers_again_is_not_proposed_for_what_it_had_before() {
 #[test]
 fn l7_a_follower_that_is_gone_does_not_join_where_the_high_watermark_stands_still() {
     let (mut leads, now) = leads_from(0, &[1]);
-    leads.fetched(2, 12, 30, 30, now);
+    fetched(&mut leads, (2, 30), 30, now);
     assert_eq!(leads.propose_expansion(30, |_| false), None);
     assert_eq!(isr_of(leads.propose_expansion(30, |broker_id| broker_id == 2)), Some(vec![1, 2]));
 }
@@ -151,9 +171,9 @@ fn l7_a_follower_that_is_gone_does_not_join_where_the_high_watermark_stands_stil
 #[test]
 fn l7_one_change_is_under_way_at_a_time() {
     let (mut leads, now) = leads_from(0, &[1]);
-    leads.fetched(2, 12, 30, 30, now);
+    fetched(&mut leads, (2, 30), 30, now);
     let first = leads.propose_expansion(30, |_| true);
-    leads.fetched(3, 13, 30, 30, now);
+    fetched(&mut leads, (3, 30), 30, now);
     assert_eq!(leads.propose_expansion(30, |_| true), None);
     assert_eq!(leads.proposal(), first, "it can be sent again");
     leads.refused(6);
@@ -165,9 +185,9 @@ fn l7_one_change_is_under_way_at_a_time() {
 #[test]
 fn l6_a_follower_that_idled_at_the_end_has_the_time_of_one_lag_for_what_is_new() {
     let (mut leads, now) = leads_from(0, &[1, 2]);
-    leads.fetched(2, 12, 100, 100, now);
+    fetched(&mut leads, (2, 100), 100, now);
     let later = now + LAG * 10;
-    leads.leader_advanced(100, later);
-    assert_eq!(leads.propose_shrinking(101, later + LAG, LAG), None);
-    assert_eq!(isr_of(leads.propose_shrinking(101, later + LAG * 2, LAG)), Some(vec![1]));
+    leads.appended(101, later);
+    assert_eq!(leads.propose_shrinking(later + LAG, LAG), None);
+    assert_eq!(isr_of(leads.propose_shrinking(later + LAG * 2, LAG)), Some(vec![1]));
 }

@@ -47,7 +47,11 @@ use crate::metadata::image::{
 };
 use crate::metrics::durations::Durations;
 use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall};
-use crate::storage::{Admission, CheckpointEntry, EpochEnd, LogStore, ReadRange, StorageError, StoreFailure};
+#[cfg(test)]
+use crate::simulation::bugs::{self, Bug};
+use crate::storage::{
+    Admission, CheckpointEntry, EpochEnd, LogStore, ReadRange, Reader, StorageError, StoreFailure,
+};
 
 /// Longest wait of a request for a partition that the image gives us and that is still being opened.
 const OPENING_WAIT: Duration = Duration::from_secs(2);
@@ -607,8 +611,13 @@ impl Inner {
             let records = if skip {
                 Ok(RecordBytes::new())
             } else {
-                let range =
-                    ReadRange { offset: part.fetch_offset, until, max_bytes, at_least_one: nothing_yet };
+                let range = ReadRange {
+                    reader: Reader::Consumer,
+                    offset: part.fetch_offset,
+                    until,
+                    max_bytes,
+                    at_least_one: nothing_yet,
+                };
                 partition.read(range, memory_only).transpose()?
             };
             fetched.push(match records {
@@ -711,6 +720,10 @@ impl Inner {
         to_open: &mut Vec<(TopicIdPartition, Arc<TopicSettings>, Assignment)>,
         to_delete: &mut Vec<TopicIdPartition>,
     ) {
+        // What this process led in the image of another run, others may lead by now; or it has lost records of that epoch.
+        let may_act = caught_up;
+        #[cfg(test)]
+        let may_act = may_act || bugs::has(Bug::LeadsBeforeRegistered);
         let mut settings: Option<Arc<TopicSettings>> = None;
         for (number, state) in (0..).zip(&topic.partitions) {
             let id = TopicIdPartition { topic_id: topic.topic_id, partition: number };
@@ -726,7 +739,7 @@ impl Inner {
             }
             let settings =
                 Arc::clone(settings.get_or_insert_with(|| Arc::new((self.options.topic_settings)(topic))));
-            let own = own.filter(|_| caught_up);
+            let own = own.filter(|_| may_act);
             let assignment = assignment(image, state, own, settings.min_insync_replicas);
             match hosted {
                 Some(Hosted::Online(partition)) => {

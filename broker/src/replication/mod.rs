@@ -36,6 +36,8 @@ mod waiters;
 mod watermark;
 
 #[cfg(test)]
+mod ahead_test;
+#[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests may panic")]
 mod fleet_test;
 #[cfg(test)]

@@ -29,8 +29,8 @@ use crate::metadata::image::{BrokerId, TopicIdPartition};
 use crate::simulation::bugs::{self, Bug};
 use crate::storage::batch::{StoredBatchError, parse_whole};
 use crate::storage::{
-    Admission, AppendBatch, EpochEnd, LogEnds, LogListener, LogStore, PartitionLog, ReadRange, StateSnapshot,
-    StorageError,
+    Admission, AppendBatch, EpochEnd, LogEnds, LogListener, LogStore, PartitionLog, ReadRange, Reader,
+    StateSnapshot, StorageError,
 };
 
 /// Special timestamps of ListOffsets (O1).
@@ -179,8 +179,8 @@ pub enum FollowError {
 pub struct FollowerView {
     /// First offset.
     pub log_start: i64,
-    /// End of what can be fetched.
-    pub durable_end: i64,
+    /// End of what can be fetched; what lies above the durable end is on its way to the disk here.
+    pub fetchable_end: i64,
     /// High watermark.
     pub high_watermark: i64,
     /// Where the follower's log parts from this one.
@@ -356,6 +356,10 @@ impl Partition {
         };
         self.log.append(AppendBatch { bytes: batch.bytes, header }, Arc::clone(admission))?;
         state.producers.record(&header, now_ms);
+        self.watermark.appended(header.next_offset());
+        drop(state);
+        // They need not wait until it is durable here.
+        self.watermark.tell_followers();
         Ok(Appended {
             base_offset: header.base_offset,
             last_offset: header.last_offset(),
@@ -592,12 +596,13 @@ impl Partition {
         last_fetched_epoch: Option<i32>,
     ) -> Result<FollowerView, ErrorCode> {
         self.check_leader(Some(leader_epoch))?;
-        let LogEnds { log_start, durable_end, log_end, .. } = self.log.ends();
+        let ends = self.log.ends();
+        let (log_start, fetchable_end) = (ends.log_start, ends.readable_end(Reader::Replica));
         let diverging_epoch = self.diverges(offset, last_fetched_epoch)?;
-        if diverging_epoch.is_none() && !(log_start..=log_end).contains(&offset) {
+        if diverging_epoch.is_none() && !(log_start..=ends.log_end).contains(&offset) {
             return Err(ErrorCode::OffsetOutOfRange);
         }
-        Ok(FollowerView { log_start, durable_end, high_watermark: self.high_watermark(), diverging_epoch })
+        Ok(FollowerView { log_start, fetchable_end, high_watermark: self.high_watermark(), diverging_epoch })
     }
 
     /// In-sync followers whose logs hold `offset`, each with its end; none where this broker does not lead.
@@ -676,14 +681,11 @@ impl Partition {
     ) -> Result<i64, FollowError> {
         // Checked before anything is appended, and without the lock.
         let mut batches = Vec::new();
-        for piece in records.pieces() {
-            let mut at = 0;
-            while at < piece.len() {
-                let header = parse_whole(&piece[at..]).map_err(|error| rejected(&error))?;
-                let bytes = piece.slice(at..at + header.size_in_bytes());
-                at += header.size_in_bytes();
-                batches.push(AppendBatch { bytes, header });
-            }
+        // They come in one piece, but for those that never were on the wire.
+        let mut rest = records.clone().into_bytes();
+        while !rest.is_empty() {
+            let header = parse_whole(&rest).map_err(|error| rejected(&error))?;
+            batches.push(AppendBatch { bytes: rest.split_to(header.size_in_bytes()), header });
         }
         let mut state = self.state.lock();
         let role = state.role;

@@ -1,8 +1,9 @@
 //! The leader's side of replication: what each follower fetches, and what there is for it.
 //!
 //! A follower names a partition once and again whenever its position has changed; the session remembers it. Partitions
-//! with something new are marked by the threads that make it (durable end, high watermark), so that a session of
-//! thousands of idle partitions costs nothing. Marks are served in the order in which they came, and what did not fit
+//! with something new are marked by whoever makes it (appends, high watermark), so that a session of thousands of idle
+//! partitions costs nothing. Followers are sent what is appended, durable here or not: the two syncs run side by side, and
+//! each counts for the high watermark by itself. Marks are served in the order in which they came, and what did not fit
 //! into an answer comes first in the next: no partition starves (F12).
 //!
 //! Records wake a waiting call at once. A high watermark alone waits a moment for records to travel with: nobody but
@@ -28,7 +29,7 @@ use crate::metadata::image::{BrokerId, TopicIdPartition};
 use crate::schema::internal::replica_fetch_answer::FetchedReplica;
 use crate::schema::internal::replica_fetch_call::FollowedPartition;
 use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall};
-use crate::storage::ReadRange;
+use crate::storage::{ReadRange, Reader};
 
 /// Longest that a new high watermark waits for records to travel with.
 const QUIET_WAIT: Duration = Duration::from_millis(5);
@@ -387,7 +388,7 @@ impl Session {
     /// there are none.
     fn throttle(&self, followed: &Followed) -> Option<Throttled> {
         let partition = followed.partition.as_ref().filter(|_| followed.refused.is_none())?;
-        let has_records = partition.log().ends().durable_end > followed.offset;
+        let has_records = partition.log().ends().readable_end(Reader::Replica) > followed.offset;
         let concerned = has_records
             && partition.is_throttled_leader()
             && !partition.has_in_sync_follower(self.follower.0);
@@ -452,7 +453,7 @@ fn find(
     }
     let Some(partition) = &followed.partition else { return Finding::Nothing };
     let view = partition.follower_view(followed.leader_epoch, followed.offset, followed.last_fetched_epoch);
-    let FollowerView { log_start, durable_end, high_watermark, diverging_epoch } = match view {
+    let FollowerView { log_start, fetchable_end, high_watermark, diverging_epoch } = match view {
         Ok(view) => view,
         Err(error) => return refuse(error),
     };
@@ -464,8 +465,14 @@ fn find(
             ..fetched
         });
     }
-    if durable_end > followed.offset {
-        let range = ReadRange { offset: followed.offset, until: durable_end, max_bytes, at_least_one };
+    if fetchable_end > followed.offset {
+        let range = ReadRange {
+            reader: Reader::Replica,
+            offset: followed.offset,
+            until: fetchable_end,
+            max_bytes,
+            at_least_one,
+        };
         return match partition.read(range, memory_only) {
             Ok(None) => Finding::Cold,
             // Retention may have taken what a whole answer has room for.

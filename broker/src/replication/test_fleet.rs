@@ -25,8 +25,9 @@ use crate::schema::internal::{
     BrokerLoadAnswer, ReplicaFetchAnswer, ReplicaFetchCall, ReplicaProgressAnswer,
 };
 use crate::storage::batch::WholeBatches;
+use crate::storage::journal::held_disk::HeldDisk;
 use crate::storage::journal::{JournalStore, JournalStoreOptions};
-use crate::storage::{LogEnds, ReadRange};
+use crate::storage::{LogEnds, ReadRange, Reader};
 
 pub(crate) const TOPIC: Uuid = Uuid::from_u128(0x70);
 pub(crate) const ID: TopicIdPartition = TopicIdPartition { topic_id: TOPIC, partition: 0 };
@@ -211,6 +212,7 @@ impl Peers for View {
 pub(crate) struct Fleet {
     pub(crate) shared: Arc<Shared>,
     volumes: HashMap<BrokerId, TempDir>,
+    disks: Mutex<HashMap<BrokerId, HeldDisk>>,
     settings: TopicSettings,
 }
 
@@ -286,7 +288,7 @@ impl Fleet {
             cut_off: Mutex::default(),
         });
         let volumes = (1..=brokers).map(|broker_id| (broker_id, tempfile::tempdir().unwrap())).collect();
-        let fleet = Self { shared, volumes, settings };
+        let fleet = Self { shared, volumes, disks: Mutex::default(), settings };
         (1..=brokers).for_each(|broker_id| fleet.start_broker(broker_id));
         for broker_id in 1..=replicas {
             fleet.until(broker_id, |_| true).await;
@@ -295,7 +297,10 @@ impl Fleet {
     }
 
     pub(crate) fn start_broker(&self, broker_id: BrokerId) {
+        let disk = HeldDisk::default();
+        self.disks.lock().insert(broker_id, disk.clone());
         let options = JournalStoreOptions {
+            disk: Arc::new(disk),
             reserve_bytes: Some(0),
             segment_bytes: Some(4 << 20),
             ..JournalStoreOptions::default()
@@ -324,6 +329,11 @@ impl Fleet {
             producer_id_expiration: Duration::from_secs(3_600),
         });
         self.shared.managers.lock().insert(broker_id, manager);
+    }
+
+    /// The disk of the broker that was started last.
+    pub(crate) fn disk(&self, broker_id: BrokerId) -> HeldDisk {
+        self.disks.lock()[&broker_id].clone()
     }
 
     pub(crate) fn manager(&self, broker_id: BrokerId) -> ReplicaManager {
@@ -421,7 +431,13 @@ impl Fleet {
         let mut offset = log.ends().log_start;
         let mut found = Vec::new();
         loop {
-            let range = ReadRange { offset, until: i64::MAX, max_bytes: 1 << 20, at_least_one: true };
+            let range = ReadRange {
+                reader: Reader::Consumer,
+                offset,
+                until: i64::MAX,
+                max_bytes: 1 << 20,
+                at_least_one: true,
+            };
             let bytes = log.read(range).unwrap().into_bytes();
             if bytes.is_empty() {
                 return found;

@@ -1,7 +1,7 @@
 //! How far a partition has come, and who waits for it: durable end, high watermark, and the followers' sessions.
 //!
-//! Hears the log, whose threads move the durable end, and the partition, which knows the role. Its own lock is held for
-//! arithmetic only.
+//! Hears the log, whose threads move the durable end, and the partition, which knows the role and what it appends. Its own
+//! lock is held for arithmetic only. Followers are woken by appends, whoever waits for records to stay by what is durable.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,6 +15,8 @@ use super::leadership::{LeaderAssignment, Leadership, Proposal};
 use super::sessions::FollowerSignal;
 use super::waiters::Waiters;
 use crate::metadata::image::{BrokerId, TopicIdPartition};
+#[cfg(test)]
+use crate::simulation::bugs::{self, Bug};
 use crate::storage::{LogEnds, LogListener};
 
 /// See the module documentation.
@@ -145,10 +147,17 @@ impl Watermark {
         let now = Instant::now();
         self.change(|state| {
             if let Part::Leads(leadership) = &mut state.part {
-                leadership.fetched(broker_id, broker_epoch, offset, state.durable_end, now);
+                leadership.fetched(broker_id, broker_epoch, offset, now);
             }
         });
         self.propose_expansion(|alive| alive == broker_id)
+    }
+
+    /// This broker leads, and has appended up to `log_end`. The caller tells the followers.
+    pub(super) fn appended(&self, log_end: i64) {
+        if let Part::Leads(leadership) = &mut self.state.lock().part {
+            leadership.appended(log_end, Instant::now());
+        }
     }
 
     /// The in-sync replicas with those that are alive and can join, if any can.
@@ -164,10 +173,8 @@ impl Watermark {
     /// The in-sync replicas without those that lag, if any does.
     pub(super) fn propose_shrinking(&self) -> Option<Proposal> {
         let now = Instant::now();
-        let mut state = self.state.lock();
-        let durable_end = state.durable_end;
-        match &mut state.part {
-            Part::Leads(leadership) => leadership.propose_shrinking(durable_end, now, self.lag),
+        match &mut self.state.lock().part {
+            Part::Leads(leadership) => leadership.propose_shrinking(now, self.lag),
             Part::Idle | Part::Follows { .. } => None,
         }
     }
@@ -222,7 +229,11 @@ impl State {
         let high_watermark = match &self.part {
             Part::Idle => before,
             Part::Leads(leadership) => {
-                leadership.high_watermark(before, self.durable_end, Instant::now(), lag)
+                let durable_end = self.durable_end;
+                #[cfg(test)]
+                let durable_end =
+                    if bugs::has(Bug::CommitsBeforeOwnSync) { leadership.log_end() } else { durable_end };
+                leadership.high_watermark(before, durable_end, Instant::now(), lag)
             }
             Part::Follows { leader_high_watermark } => {
                 before.max(*leader_high_watermark).min(self.durable_end)
@@ -238,7 +249,6 @@ impl State {
 
 impl LogListener for Watermark {
     fn durable_end_moved(&self, durable_end: i64, durable_bytes: u64) {
-        let now = Instant::now();
         self.change(|state| {
             let before = std::mem::replace(&mut state.durable_end, durable_end);
             state.durable_bytes = durable_bytes;
@@ -249,12 +259,8 @@ impl LogListener for Watermark {
                 return;
             }
             state.not_visible.push_back((durable_end, durable_bytes));
-            if let Part::Leads(leadership) = &mut state.part {
-                leadership.leader_advanced(before, now);
-            }
         });
         self.durable.advance(durable_end);
-        self.tell_followers();
     }
 
     fn store_failed(&self) {

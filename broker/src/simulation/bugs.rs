@@ -10,13 +10,22 @@ pub(crate) enum Bug {
     TruncatesToHighWatermark,
     /// A follower tells its leader of records before they are durable.
     AcknowledgesBeforeDurable,
+    /// A leader's high watermark does not wait until the records are durable at the leader itself.
+    CommitsBeforeOwnSync,
+    /// A broker that was started again leads what it led before, as its old metadata has it.
+    LeadsBeforeRegistered,
     /// The Raft id is that of the machine, whatever became of its volume.
     ReusesRaftId,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 3] =
-        [Self::TruncatesToHighWatermark, Self::AcknowledgesBeforeDurable, Self::ReusesRaftId];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::TruncatesToHighWatermark,
+        Self::AcknowledgesBeforeDurable,
+        Self::CommitsBeforeOwnSync,
+        Self::LeadsBeforeRegistered,
+        Self::ReusesRaftId,
+    ];
 
     /// The bug of that name, which is what `Debug` prints.
     pub(crate) fn named(name: &str) -> Option<Self> {

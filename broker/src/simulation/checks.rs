@@ -19,8 +19,8 @@ pub(super) struct Checks {
     plan: Rc<Plan>,
     trace: Rc<Trace>,
     machines: Vec<Rc<Machine>>,
-    /// By partition and leader epoch.
-    leaders: BTreeMap<(TopicIdPartition, i32), usize>,
+    /// Machines, each with the run of its broker, by partition and leader epoch.
+    leaders: BTreeMap<(TopicIdPartition, i32), (usize, u64)>,
     /// Raft leaders by term.
     terms: BTreeMap<u64, u64>,
     /// Hashes of metadata images by log index.
@@ -85,7 +85,7 @@ impl Checks {
                 if !partition.role().leads {
                     continue;
                 }
-                self.one_leader_per_epoch(elapsed, &machine, &partition);
+                self.one_leader_per_epoch(elapsed, &machine, running.run, &partition);
                 self.in_sync_replicas_hold_the_high_watermark(elapsed, &machine, &image, state, &partition);
                 self.committed_stays(elapsed, &machine, &partition);
             }
@@ -127,11 +127,25 @@ impl Checks {
         }
     }
 
-    fn one_leader_per_epoch(&mut self, elapsed: Duration, machine: &Machine, partition: &Partition) {
-        let (id, epoch) = (partition.id(), partition.role().leader_epoch);
-        if let Some(known) = self.leaders.get(&(id, epoch)) {
-            if *known != machine.number {
-                let number = machine.number;
+    /// The records of an epoch are those of one run of one broker: another one may not have all of them.
+    fn one_leader_per_epoch(
+        &mut self,
+        elapsed: Duration,
+        machine: &Machine,
+        run: u64,
+        partition: &Partition,
+    ) {
+        let (id, epoch, number) = (partition.id(), partition.role().leader_epoch, machine.number);
+        if let Some((known, known_run)) = self.leaders.get(&(id, epoch)) {
+            if (*known, *known_run) == (number, run) {
+                return;
+            }
+            if *known == number {
+                self.trace.find(
+                    elapsed,
+                    format!("broker {number} leads partition {} in epoch {epoch} in two runs", id.partition),
+                );
+            } else {
                 self.trace.find(
                     elapsed,
                     format!("brokers {known} and {number} lead partition {} in epoch {epoch}", id.partition),
@@ -139,7 +153,7 @@ impl Checks {
             }
             return;
         }
-        self.leaders.insert((id, epoch), machine.number);
+        self.leaders.insert((id, epoch), (number, run));
         self.trace.say(
             elapsed,
             format!("broker {} leads partition {} in epoch {epoch}", machine.number, id.partition),

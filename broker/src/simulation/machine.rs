@@ -78,6 +78,8 @@ pub(super) struct Machine {
     /// Broker epoch with which records that are only written may have been lost.
     pub(super) lost_with: Cell<Option<i64>>,
     last_epoch: Cell<Option<i64>>,
+    /// How often the broker was started.
+    runs: Cell<u64>,
     bootstrap: RefCell<Option<std::collections::BTreeMap<u64, String>>>,
     /// Why the process has ended by itself.
     pub(super) failure: RefCell<Option<String>>,
@@ -86,6 +88,8 @@ pub(super) struct Machine {
 /// What can be seen of a broker that runs.
 #[derive(Clone)]
 pub(super) struct Running {
+    /// Which run of the broker it is.
+    pub(super) run: u64,
     pub(super) metadata: MetadataHandle,
     pub(super) member: Member,
     pub(super) replicas: ReplicaManager,
@@ -111,6 +115,7 @@ impl Machine {
             running: RefCell::new(None),
             lost_with: Cell::new(None),
             last_epoch: Cell::new(None),
+            runs: Cell::new(0),
             bootstrap: RefCell::new(None),
             failure: RefCell::new(None),
         });
@@ -265,7 +270,9 @@ impl Machine {
         tokio::spawn(fleet.serve(local, Arc::clone(&calls) as _, axum::Router::new(), cancel.clone()));
         let replicas = self.start_replicas(&config, &volume, &metadata, replica_client, &cancel);
         calls.serve_followers(replicas.clone());
+        self.runs.update(|runs| runs + 1);
         *self.running.borrow_mut() = Some(Running {
+            run: self.runs.get(),
             metadata: metadata.handle(),
             member: metadata.member(),
             replicas: replicas.clone(),

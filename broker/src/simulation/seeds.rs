@@ -237,6 +237,18 @@ fn a_follower_that_acknowledges_before_it_is_durable_is_found() {
 
 #[test]
 #[ignore = "takes a while: make test-simulation"]
+fn a_leader_that_commits_before_its_own_sync_is_found() {
+    is_found(Bug::CommitsBeforeOwnSync, &["on its disk"]);
+}
+
+#[test]
+#[ignore = "takes a while: make test-simulation"]
+fn a_broker_that_goes_on_leading_after_a_restart_is_found() {
+    is_found(Bug::LeadsBeforeRegistered, &["in two runs"]);
+}
+
+#[test]
+#[ignore = "takes a while: make test-simulation"]
 fn a_raft_id_that_is_used_again_after_a_lost_disk_is_found() {
     is_found(Bug::ReusesRaftId, &["has other metadata"]);
 }

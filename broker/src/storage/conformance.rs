@@ -3,6 +3,7 @@
 //! An implementation names a way to open a store on a fresh volume and calls `conformance_tests` in its test module.
 //! Opening the same volume again stands for a restart.
 
+mod ahead;
 mod compaction;
 
 use std::sync::{Arc, Weak};
@@ -18,10 +19,15 @@ use super::batch::samples::{batch, batch_at};
 use super::batch::{WholeBatches, parse_header, parse_whole};
 use super::{
     AppendBatch, CheckpointEntry, Durability, EpochEnd, LogListener, LogSettings, LogStore, OpenedLog,
-    PartitionLog, ReadRange, StateSnapshot, StorageError,
+    PartitionLog, ReadRange, Reader, StateSnapshot, StorageError,
 };
 use crate::metadata::image::TopicIdPartition;
 
+pub(crate) use ahead::{
+    Held, HeldVolume, held_conformance_tests, replicas_read_on_from_what_is_durable_into_what_is_queued,
+    replicas_read_what_is_queued_as_it_becomes_durable_and_consumers_do_not,
+    what_was_only_queued_is_gone_after_a_loss_of_power,
+};
 pub(crate) use compaction::{
     a_compacted_log_that_is_deleted_is_gone, a_cut_in_a_gap_ends_the_log_with_what_is_before_it,
     a_log_takes_gaps_and_reads_over_them, a_log_without_the_policy_is_left_alone,
@@ -244,7 +250,7 @@ pub(crate) fn try_open(
 }
 
 fn range(offset: i64, max_bytes: usize) -> ReadRange {
-    ReadRange { offset, until: i64::MAX, max_bytes, at_least_one: true }
+    ReadRange { reader: Reader::Consumer, offset, until: i64::MAX, max_bytes, at_least_one: true }
 }
 
 fn three_by_three(log: &Opened) -> usize {
@@ -368,7 +374,7 @@ pub(crate) fn a_batch_larger_than_what_is_asked_for_is_not_skipped(volume: &dyn 
     let log = open(&volume.open(), kept_for_ever());
     log.append(&[batch(1, b"small")], 1);
     let read = |max_bytes, at_least_one| {
-        let range = ReadRange { offset: 0, until: i64::MAX, max_bytes, at_least_one };
+        let range = ReadRange { at_least_one, ..range(0, max_bytes) };
         WholeBatches::new(&log.bytes(range)).map(|(_, header)| header.base_offset).collect::<Vec<_>>()
     };
     assert_eq!(read(1000, false), [0; 0], "what does not fit is left for the next read");

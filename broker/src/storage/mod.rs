@@ -9,7 +9,8 @@
 //!   leader epoch, which the store writes in.
 //! - The durable end never moves past a batch that would not survive a crash under the log's [`Durability`], and
 //!   whatever lies below a durable end that was ever published is there after the store is opened again.
-//! - Readers see nothing at or above the durable end.
+//! - Consumers see nothing at or above the durable end. Replicas see what is queued as well ([`Reader`]): the same bytes
+//!   that become durable, in the same order, unless a crash comes first.
 //! - A failed write or sync is final ([`StoreFailure`]): no durable end moves after it, the first reason is kept, and
 //!   only opening the store again can make it accept appends. A sync is never tried twice, since the kernel may have
 //!   dropped the pages of the first try.
@@ -105,12 +106,33 @@ pub struct LogEnds {
     pub durable_bytes: u64,
 }
 
+impl LogEnds {
+    /// First offset that is not shown to such a reader. Nothing else decides how far anybody may read.
+    pub fn readable_end(&self, reader: Reader) -> i64 {
+        match reader {
+            Reader::Consumer => self.durable_end,
+            Reader::Replica => self.log_end,
+        }
+    }
+}
+
+/// Who reads, which decides how far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// Whoever takes a record that was read for one that stays: up to the durable end.
+    Consumer,
+    /// A replica, which makes what it reads durable by itself and says how far it has: up to the log end.
+    Replica,
+}
+
 /// What to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadRange {
+    /// Who reads: see [`LogEnds::readable_end`].
+    pub reader: Reader,
     /// Offset wanted: data starts with the batch that contains it, or with the next one if there is a gap (F2).
     pub offset: i64,
-    /// Batches from this offset on are left out. The durable end bounds reads as well.
+    /// Batches from this offset on are left out. What the reader may see bounds reads as well.
     pub until: i64,
     /// Most bytes to return.
     pub max_bytes: usize,
@@ -324,7 +346,7 @@ pub trait PartitionLog: Send + Sync + std::fmt::Debug {
     /// The log's pointers.
     fn ends(&self) -> LogEnds;
 
-    /// Reads whole batches if that needs no disk; `None` if it does. Copies nothing.
+    /// Reads whole batches if that needs no disk; `None` if it does. Copies no records.
     fn read_memory(&self, range: ReadRange) -> Result<Option<RecordBytes>, StorageError>;
 
     /// Reads whole batches; empty if nothing lies between the offset and the bounds. Blocks on the disk.

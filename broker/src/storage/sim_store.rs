@@ -81,6 +81,8 @@ struct State {
     log_end: i64,
     durable_bytes: u64,
     epochs: EpochCache,
+    /// From the durable end on, for replicas.
+    queued: VecDeque<Batch>,
     gone: bool,
 }
 
@@ -177,6 +179,8 @@ fn publish(batches: Vec<Queued>) {
             let mut state = log.state.lock();
             state.durable_end = queued.batch.header.next_offset();
             state.durable_bytes += queued.batch.bytes.len() as u64;
+            let durable_end = state.durable_end;
+            while state.queued.pop_front_if(|it| it.header.last_offset() < durable_end).is_some() {}
             (!state.gone).then_some((state.durable_end, state.durable_bytes))
         };
         if let (Some((end, bytes)), Some(listener)) = (moved, log.listener.upgrade()) {
@@ -215,6 +219,7 @@ impl LogStore for SimStore {
             log_end: end,
             durable_bytes: 0,
             epochs,
+            queued: VecDeque::new(),
             gone: false,
         };
         let log = Arc::new_cyclic(|this| SimLog {
@@ -346,6 +351,7 @@ impl PartitionLog for SimLog {
         stamp(&mut bytes, header.base_offset, header.partition_leader_epoch);
         self.shared.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let batch = Batch { header, bytes: bytes.freeze() };
+        state.queued.push_back(batch.clone());
         self.shared.queue.lock().waiting.push_back(Queued { log, batch, _admission: admission });
         state.epochs.begin(header.partition_leader_epoch, header.base_offset);
         state.log_end = header.next_offset();
@@ -362,17 +368,17 @@ impl PartitionLog for SimLog {
     }
 
     fn read(&self, range: ReadRange) -> Result<RecordBytes, StorageError> {
-        let ends = {
+        let (ends, queued) = {
             let state = self.state.lock();
             if state.gone {
                 return Err(StorageError::Gone);
             }
-            state.ends()
+            (state.ends(), state.queued.clone())
         };
         if !(ends.log_start..=ends.log_end).contains(&range.offset) {
             return Err(out_of_range(range.offset, &ends));
         }
-        let until = range.until.min(ends.durable_end);
+        let until = range.until.min(ends.readable_end(range.reader));
         let pieces: Vec<Bytes> = self.stored(|stored| {
             let first = stored.batches.partition_point(|batch| batch.header.last_offset() < range.offset);
             let mut size = 0;
@@ -381,7 +387,11 @@ impl PartitionLog for SimLog {
                 size += batch.bytes.len();
                 range.offset < until && batch.header.base_offset < until && (first || size <= range.max_bytes)
             };
-            stored.batches[first..].iter().take_while(fits).map(|batch| batch.bytes.clone()).collect()
+            // Of what is on the disk some may not be synced: that is queued still.
+            let durable = stored.batches[first..].iter();
+            let durable = durable.take_while(|batch| batch.header.base_offset < ends.durable_end);
+            let queued = queued.iter().filter(|batch| batch.header.last_offset() >= range.offset);
+            durable.chain(queued).take_while(fits).map(|batch| batch.bytes.clone()).collect()
         });
         Ok(pieces.into())
     }
@@ -399,6 +409,7 @@ impl PartitionLog for SimLog {
         let (end, log_start) = self.stored(|stored| (stored.end(), stored.log_start));
         let mut state = self.state.lock();
         (state.durable_end, state.log_end, state.log_start) = (end, end, log_start);
+        state.queued.clear();
         state.epochs.truncate_end(end);
         let ends = state.ends();
         drop(state);
@@ -428,6 +439,7 @@ impl PartitionLog for SimLog {
         let mut state = self.state.lock();
         (state.durable_end, state.log_end, state.log_start) = (offset, offset, offset);
         state.epochs = EpochCache::default();
+        state.queued.clear();
         let ends = state.ends();
         drop(state);
         Ok(self.tell(ends))
@@ -530,19 +542,35 @@ impl PartitionLog for SimLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::conformance::{Volume, conformance_tests};
+    use crate::storage::conformance::{Held, HeldVolume, Volume, conformance_tests, held_conformance_tests};
 
-    struct Disk(Arc<Platter>);
+    #[derive(Default)]
+    struct Disk {
+        platter: Arc<Platter>,
+        /// Whether it is held; of the store that was opened last.
+        held: Mutex<Arc<Mutex<bool>>>,
+    }
+
+    struct Hold {
+        platter: Arc<Platter>,
+        held: Arc<Mutex<bool>>,
+        is_lost: bool,
+    }
 
     impl Volume for Disk {
         fn open(&self) -> Arc<dyn LogStore> {
-            let store = SimStore::open(Arc::clone(&self.0), Arc::new(Drive::new(1)));
+            let store = SimStore::open(Arc::clone(&self.platter), Arc::new(Drive::new(1)));
             let shared = Arc::downgrade(&store.shared);
+            let held: Arc<Mutex<bool>> = Arc::default();
+            *self.held.lock() = Arc::clone(&held);
             std::thread::spawn(move || {
                 while let Some(shared) = shared.upgrade() {
-                    shared.write();
-                    shared.sync();
-                    drop(shared);
+                    let is_held = held.lock();
+                    if !*is_held {
+                        shared.write();
+                        shared.sync();
+                    }
+                    drop((is_held, shared));
                     std::thread::yield_now();
                 }
             });
@@ -550,5 +578,31 @@ mod tests {
         }
     }
 
-    conformance_tests!(Disk(Arc::default()));
+    impl HeldVolume for Disk {
+        fn hold(&self) -> Box<dyn Held> {
+            let held = Arc::clone(&self.held.lock());
+            *held.lock() = true;
+            Box::new(Hold { platter: Arc::clone(&self.platter), held, is_lost: false })
+        }
+    }
+
+    impl Held for Hold {
+        fn lose_power(mut self: Box<Self>) {
+            self.is_lost = true;
+            self.platter.power_fails(&Drive::new(1));
+        }
+    }
+
+    impl Drop for Hold {
+        fn drop(&mut self) {
+            *self.held.lock() = self.is_lost;
+        }
+    }
+
+    conformance_tests!(Disk::default());
+
+    mod held {
+        use super::*;
+        held_conformance_tests!(Disk::default());
+    }
 }

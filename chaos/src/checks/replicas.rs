@@ -8,7 +8,7 @@ use bytes::Bytes;
 use millrace_broker::metadata::image::TopicIdPartition;
 use millrace_broker::storage::journal::{JournalStore, JournalStoreOptions};
 use millrace_broker::storage::{
-    LogEnds, LogListener, LogSettings, LogStore as _, PartitionLog, ReadRange, StorageError,
+    LogEnds, LogListener, LogSettings, LogStore as _, PartitionLog, ReadRange, Reader, StorageError,
 };
 use millrace_broker::volume::Volume;
 use millrace_protocol::records::batches;
@@ -153,7 +153,8 @@ fn read(store: &JournalStore, topic_id: Uuid, partition: i32) -> Result<(LogEnds
 }
 
 fn read_from(log: &dyn PartitionLog, offset: i64) -> Result<Bytes, StorageError> {
-    let range = ReadRange { offset, until: i64::MAX, max_bytes: CHUNK, at_least_one: true };
+    let range =
+        ReadRange { reader: Reader::Consumer, offset, until: i64::MAX, max_bytes: CHUNK, at_least_one: true };
     log.read(range).map(millrace_protocol::RecordBytes::into_bytes)
 }
 

@@ -341,6 +341,36 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_is_started_again_does_not_go_on_in_an_epoch_in_which_it_led() {
+        let settings = TestSettings { unclean: true, ..TestSettings::default() };
+        for settings in [TestSettings::default(), settings] {
+            for (isr, elr, is_stopping) in [
+                (vec![0], vec![], false),
+                (vec![0], vec![], true),
+                (vec![0, 1], vec![], false),
+                (vec![0], vec![1], false),
+                (vec![0, 1, 2], vec![], true),
+            ] {
+                let mut image = image([broker(0), broker(1), broker(2).fenced()]);
+                let topic_id = add_topic(&mut image, "t", &[vec![0, 1, 2]]);
+                change_first(&mut image, topic_id, |state| {
+                    (state.isr, state.elr) = (isr.clone(), elr.clone())
+                });
+                if is_stopping {
+                    let stopping =
+                        image.brokers.get_mut(&0).map(std::sync::Arc::make_mut).expect("it is there");
+                    stopping.in_controlled_shutdown = true;
+                }
+                // Nobody has noticed that it was gone.
+                let again = RegisterBroker { raft_node_id: 0x1000, ..registration(0, volume_of(0)) };
+                let (next, _) = run(&image, ControllerRequest::RegisterBroker(again), &settings);
+                let (leader, leader_epoch, _) = leader_of_first(&next, topic_id);
+                assert!(leader != 0 && leader_epoch == 1, "{isr:?} {elr:?}: {leader} in {leader_epoch}");
+            }
+        }
+    }
+
+    #[test]
     fn fencing_what_is_fenced_writes_nothing() {
         let image = image([broker(0).fenced()]);
         let request = ControllerRequest::SetFenced { broker_id: 0, broker_epoch: 1, fenced: true };

@@ -1,9 +1,10 @@
 //! Random histories of one partition, with a model of the data path: brokers that see the metadata late, leaders that
 //! do not know yet that they were replaced, proposals under way, lost answers, lost volumes, changes of settings,
-//! reassignments after which brokers delete their logs.
+//! reassignments after which brokers delete their logs, leaders that lose what their followers have.
 //!
 //! Committed is what lies below the highest high watermark of any leader so far. Whatever happens, every replica that the
-//! controller may elect cleanly holds all of it.
+//! controller may elect cleanly holds all of it, durably; and logs that have a record of the same epoch at the same offset
+//! are the same up to there.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -34,6 +35,8 @@ type Record = (i32, u32);
 enum Event {
     /// By everyone who takes himself for the leader.
     Append,
+    /// What a broker has appended becomes durable.
+    Sync(BrokerId),
     Fetch {
         follower: BrokerId,
         records: usize,
@@ -109,6 +112,7 @@ fn event() -> impl Strategy<Value = Event> {
     let id = 0..BROKERS;
     prop_oneof![
         8 => Just(Event::Append),
+        5 => id.clone().prop_map(Event::Sync),
         8 => (id.clone(), 0_usize..3).prop_map(|(follower, records)| Event::Fetch { follower, records }),
         6 => Just(Event::Advance),
         6 => (id.clone(), 1_usize..5).prop_map(|(broker_id, images)| Event::SeeMetadata { broker_id, images }),
@@ -167,6 +171,8 @@ struct World {
     processes: Vec<Process>,
     /// By volume; one that was lost still shows what it held.
     logs: BTreeMap<Uuid, Vec<Record>>,
+    /// How many records of a log are durable, by volume; none if it is not there.
+    durable: BTreeMap<Uuid, usize>,
     committed: Vec<Record>,
     /// Volumes that may have lost acknowledged records, and the controller does not know.
     forgetful: BTreeSet<Uuid>,
@@ -207,6 +213,7 @@ impl World {
             history: vec![start],
             processes: (0..BROKERS).map(process).collect(),
             logs: (0..BROKERS).map(|id| (volume_of(id), Vec::new())).collect(),
+            durable: BTreeMap::new(),
             committed: Vec::new(),
             forgetful: BTreeSet::new(),
             proposals: BTreeMap::new(),
@@ -240,6 +247,23 @@ impl World {
     fn log_mut(&mut self, broker_id: BrokerId) -> &mut Vec<Record> {
         let volume_uuid = self.processes[index(broker_id)].volume_uuid;
         self.logs.get_mut(&volume_uuid).expect("every volume has a log")
+    }
+
+    /// How many records of its log a broker has made durable.
+    fn durable(&self, broker_id: BrokerId) -> usize {
+        self.durable.get(&self.processes[index(broker_id)].volume_uuid).copied().unwrap_or(0)
+    }
+
+    fn sync(&mut self, broker_id: BrokerId) {
+        let (volume_uuid, end) = (self.processes[index(broker_id)].volume_uuid, self.log(broker_id).len());
+        self.durable.insert(volume_uuid, end);
+    }
+
+    /// A log is cut, durably.
+    fn cut(&mut self, broker_id: BrokerId, records_kept: usize) {
+        self.log_mut(broker_id).truncate(records_kept);
+        let (end, volume_uuid) = (self.log(broker_id).len(), self.processes[index(broker_id)].volume_uuid);
+        self.durable.entry(volume_uuid).and_modify(|durable| *durable = end.min(*durable));
     }
 
     /// Asks the controller, which is always up to date.
@@ -279,7 +303,7 @@ impl World {
         let epoch_start = self.log(broker_id).len();
         let assigned = state.replica_ids().any(|id| id == broker_id);
         if !assigned {
-            self.log_mut(broker_id).clear();
+            self.cut(broker_id, 0);
         }
         let process = &mut self.processes[index(broker_id)];
         process.seen = position;
@@ -314,10 +338,18 @@ impl World {
         }
         let broker_epoch = process.broker_epoch;
         let theirs = self.log(leader).clone();
-        let own = self.log_mut(follower);
+        let own = self.log(follower);
         let common = own.iter().zip(&theirs).take_while(|(own, theirs)| own == theirs).count();
-        own.truncate(common);
-        own.extend(theirs.iter().skip(common).take(records));
+        // Else epochs could not tell where the two part.
+        let of_one_epoch = own.iter().zip(&theirs).rposition(|(own, theirs)| own.0 == theirs.0);
+        assert!(
+            of_one_epoch.is_none_or(|last| last < common),
+            "{own:?} parts from {theirs:?} within an epoch"
+        );
+        self.cut(follower, common);
+        // It asks for more when it has made durable what it has, and is sent what the leader has not.
+        self.sync(follower);
+        self.log_mut(follower).extend(theirs.iter().skip(common).take(records));
         if let Some(leading) = &mut self.processes[index(leader)].leading {
             leading.ends.insert(follower, (common, broker_epoch));
         }
@@ -339,7 +371,7 @@ impl World {
         let pending = leading.pending.iter().flat_map(|pending| pending.isr.iter().map(|(id, _)| *id));
         let members: BTreeSet<BrokerId> = state.isr.iter().copied().chain(pending).collect();
         let end = |id: &BrokerId| match *id == leader {
-            true => self.log(leader).len(),
+            true => self.durable(leader),
             false => leading.ends.get(id).map_or(0, |(end, _)| *end),
         };
         let reached = members.iter().map(end).min().unwrap_or(0);
@@ -451,6 +483,8 @@ impl World {
     }
 
     fn crash(&mut self, broker_id: BrokerId, loss: Loss) {
+        // What was queued is lost with the process.
+        self.cut(broker_id, self.durable(broker_id));
         let process = &mut self.processes[index(broker_id)];
         (process.alive, process.leading) = (false, None);
         match loss {
@@ -466,7 +500,7 @@ impl World {
                 // With fsync nothing that was acknowledged depends on what was not synced.
                 if self.settings.written {
                     self.forgetful.insert(process.volume_uuid);
-                    self.log_mut(broker_id).truncate(records_kept);
+                    self.cut(broker_id, records_kept);
                 }
             }
         }
@@ -539,6 +573,7 @@ impl World {
         for broker_id in (0..BROKERS).filter(|id| self.processes[index(*id)].alive).collect::<Vec<_>>() {
             self.see(broker_id, usize::MAX);
         }
+        (0..BROKERS).for_each(|id| self.sync(id));
         for _ in 0..2 {
             (0..BROKERS).for_each(|id| self.fetch(id, usize::MAX));
         }
@@ -583,6 +618,7 @@ impl World {
     fn run(&mut self, event: &Event) {
         match *event {
             Event::Append => (0..BROKERS).for_each(|id| self.append(id)),
+            Event::Sync(broker_id) => self.sync(broker_id),
             Event::Fetch { follower, records } => self.fetch(follower, records),
             Event::Advance => (0..BROKERS).for_each(|id| self.advance(id)),
             Event::SeeMetadata { broker_id, images } => {
@@ -618,6 +654,7 @@ impl World {
                     if self.processes[index(broker_id)].alive {
                         self.see(broker_id, usize::MAX);
                         self.append(broker_id);
+                        self.sync(broker_id);
                         self.advance(broker_id);
                     }
                 }
@@ -659,7 +696,8 @@ impl World {
             if self.forgetful.contains(&replica.volume_uuid) {
                 continue;
             }
-            let held = &self.logs[&replica.volume_uuid];
+            let durable = self.durable.get(&replica.volume_uuid).copied().unwrap_or(0);
+            let held = &self.logs[&replica.volume_uuid][..durable];
             assert!(
                 held.starts_with(&self.committed),
                 "broker {id} lacks committed records: {state:?}, {held:?}, committed {:?}",

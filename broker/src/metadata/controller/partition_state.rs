@@ -40,6 +40,22 @@
 //! it is back; on a lost volume, the partition is offline until an unclean election. Only where the ELR has an intact
 //! member does a last one that has lost its records make room for it.
 //!
+//! # Records that the leader has not synced
+//! Followers are sent what the leader has queued, so one of them can have durable what the leader loses. Nothing above needs
+//! the leader to be ahead: it is one member of the ISR, and its own durable end counts like theirs (1). What nobody has
+//! committed may stay or go, as in Kafka: it stays if a replica that has it is elected, and goes if another is.
+//!
+//! It must not become something else in the same epoch, since replicas tell where they part by epochs alone (L3). **All
+//! records of one leader epoch were appended by one run of one process, which never takes any of them back.** A log is
+//! only cut by a follower; and a process that is started again leads in a later epoch, if at all:
+//! - Its registration fences it, and a fenced broker does not lead the next state (every way to lead asks whether it may, or
+//!   is in service). So the same log entry takes leadership from whatever it led, which begins another epoch.
+//! - It leads nothing before its image contains that registration (`caught_up` of the replica manager), and images never go
+//!   back. Until then it tells followers of the old epoch that it does not lead.
+//!
+//! A replica with more of an old epoch than the new leader is told where that epoch ended there, cuts its log to that, and
+//! never counts for the watermark before: it has not fetched in the new epoch.
+//!
 //! # Reassignments
 //! A reassignment (KIP-455) brings replicas and marks others as going; nothing else changes. What it brought joins the
 //! in-sync replicas as any replica does, and what is going stays in sync until the end: adding replicas takes nobody

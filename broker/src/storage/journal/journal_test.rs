@@ -12,15 +12,16 @@ use millrace_protocol::records::Compression;
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use super::held_disk::HeldDisk;
 use super::sim_disk::SimDisk;
 use super::*;
 use crate::storage::batch::parse_header;
 use crate::storage::batch::samples::{batch, keyed_batch};
 use crate::storage::conformance::{
-    Opened, Volume, compacted, compaction_conformance_tests, conformance_tests, job, kept_for_ever, open,
-    partition, records, try_open,
+    Held, HeldVolume, Opened, Volume, compacted, compaction_conformance_tests, conformance_tests,
+    held_conformance_tests, job, kept_for_ever, open, partition, records, try_open,
 };
-use crate::storage::{Durability, ReadRange};
+use crate::storage::{Durability, ReadRange, Reader};
 
 #[path = "damage_test.rs"]
 mod damage;
@@ -111,6 +112,38 @@ impl Volume for Directory {
 
 fn options() -> JournalStoreOptions {
     JournalStoreOptions { reserve_bytes: Some(0), segment_bytes: Some(1 << 20), ..Default::default() }
+}
+
+/// A volume whose disk can be held. After a loss of power the disk is another one on the same files.
+struct HeldDirectory {
+    directory: Directory,
+    disk: Mutex<HeldDisk>,
+}
+
+impl HeldDirectory {
+    fn new() -> Self {
+        Self { directory: Directory::new(options()), disk: Mutex::default() }
+    }
+}
+
+impl Volume for HeldDirectory {
+    fn open(&self) -> Arc<dyn LogStore> {
+        let disk = HeldDisk::default();
+        *self.disk.lock() = disk.clone();
+        let options = JournalStoreOptions { disk: Arc::new(disk), ..self.directory.options.clone() };
+        Arc::new(JournalStore::open(self.directory.directory.path(), VOLUME, options).unwrap())
+    }
+}
+
+impl HeldVolume for HeldDirectory {
+    fn hold(&self) -> Box<dyn Held> {
+        Box::new(self.disk.lock().hold())
+    }
+}
+
+mod held {
+    use super::*;
+    held_conformance_tests!(HeldDirectory::new());
 }
 
 mod with_defaults {
@@ -387,7 +420,7 @@ fn segments_in_which_little_but_compacted_runs_is_left_are_rewritten() {
 }
 
 fn all() -> ReadRange {
-    ReadRange { offset: 0, until: i64::MAX, max_bytes: 1 << 20, at_least_one: true }
+    ReadRange { reader: Reader::Consumer, offset: 0, until: i64::MAX, max_bytes: 1 << 20, at_least_one: true }
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! One partition's log: its pointers, its newest runs in memory, and reading.
 //!
 //! Everything below the durable end that is not in memory is in the index; what the index does not know yet is in
-//! memory. A reader looks there first and needs no more than its own lock.
+//! memory. A reader looks there first and needs no more than its own lock. What lies above the durable end is with the
+//! writer, and shown to replicas.
 
 mod compact;
+mod queued;
 mod read;
 
 use std::collections::VecDeque;
@@ -25,6 +27,7 @@ use crate::storage::{
     LogListener, LogSettings, PartitionLog, ReadRange, StorageError,
 };
 
+use queued::QueuedBatches;
 use read::pick;
 
 /// See the module documentation.
@@ -62,6 +65,7 @@ struct State {
     epochs: EpochCache,
     /// The newest runs, oldest first, with none left out, and up to the durable end if there are any.
     tail: VecDeque<Chunk>,
+    queued: QueuedBatches,
     /// Largest timestamp and bytes up to the last run that the writer has placed.
     running_max_timestamp: i64,
     placed_bytes: u64,
@@ -106,6 +110,7 @@ impl JournalLog {
             durable_bytes: 0,
             epochs: found.epochs,
             tail: VecDeque::new(),
+            queued: QueuedBatches::default(),
             running_max_timestamp: found.last.map_or(-1, |last| last.running_max_timestamp),
             placed_bytes: end_byte,
             first_byte: found.first.map_or(end_byte, |first| first.log_position),
@@ -147,6 +152,7 @@ impl JournalLog {
         let mut state = self.state.lock();
         state.gone = true;
         state.tail.clear();
+        state.queued.clear();
     }
 
     pub(super) fn tell_failed(&self) {
@@ -177,6 +183,9 @@ impl JournalLog {
                 state.end_byte = run.log_end();
                 state.tail.push_back(Chunk { run, bytes, sequence });
             }
+            let durable_end = state.durable_end;
+            // In one step with the runs: a replica finds every batch in one of the two.
+            state.queued.forget_below(durable_end);
             (state.durable_end, state.durable_bytes)
         };
         if let Some(listener) = self.listener.upgrade() {
@@ -248,9 +257,11 @@ impl PartitionLog for JournalLog {
         }
         let Some(log) = self.this.upgrade() else { return Err(StorageError::Gone) };
         let size = batch.bytes.len() as u64;
-        if self.shared.queue.push(Command::Append { log, batch, admission }).is_err() {
+        if self.shared.queue.push(Command::Append { log, batch: batch.clone(), admission }).is_err() {
             return Err(self.shared.why_closed());
         }
+        // Under the lock that publishing takes too: the writer may be through with it already.
+        state.queued.push(batch);
         state.epochs.begin(header.partition_leader_epoch, header.base_offset);
         state.log_end = header.next_offset();
         self.shared.appended_bytes.fetch_add(size, Ordering::Relaxed);
@@ -437,6 +448,7 @@ impl State {
         self.durable_end = end;
         self.log_end = end;
         self.log_start = self.log_start.min(end);
+        self.queued.clear();
         self.epochs.truncate_end(end);
         // A run that was cut is read from the disk.
         while self.tail.back().is_some_and(|chunk| chunk.run.last_offset >= end) {
@@ -463,7 +475,7 @@ impl State {
         self.first_byte = first.or(in_memory).map_or(self.end_byte, |first| first.log_position);
     }
 
-    /// `range` with the durable end as bound; `None` if nothing can lie in it.
+    /// `range` with what the reader may see as bound; `None` if nothing can lie in it.
     fn bounded(&self, range: ReadRange) -> Result<Option<ReadRange>, StorageError> {
         if self.gone {
             return Err(StorageError::Gone);
@@ -471,20 +483,21 @@ impl State {
         if range.offset < self.log_start || range.offset > self.log_end {
             return Err(out_of_range(range.offset, &self.ends()));
         }
-        let until = range.until.min(self.durable_end);
+        let until = range.until.min(self.ends().readable_end(range.reader));
         Ok((range.offset < until).then_some(ReadRange { until, ..range }))
     }
 
     /// Reads from memory; `None` if the offset is older than what is there.
     fn read_tail(&self, range: ReadRange) -> Option<RecordBytes> {
-        if self.tail.front()?.run.base_offset > range.offset {
+        let reaches_back = self.tail.front().is_some_and(|oldest| oldest.run.base_offset <= range.offset);
+        if !reaches_back && range.offset < self.durable_end {
             return None;
         }
         let first = self.tail.partition_point(|chunk| chunk.run.last_offset < range.offset);
         Some(self.read_tail_from(first, range))
     }
 
-    /// Reads from memory, from the run with this number on.
+    /// Reads from memory, from the run with this number on, and what is queued behind the last one.
     fn read_tail_from(&self, first: usize, range: ReadRange) -> RecordBytes {
         let mut parts: Vec<Bytes> = Vec::new();
         let mut left = range;
@@ -501,9 +514,10 @@ impl State {
                 parts.push(chunk.bytes.slice(part));
             }
             if !whole_rest {
-                break;
+                return parts.into();
             }
         }
+        self.queued.read(left, &mut parts);
         parts.into()
     }
 

@@ -31,6 +31,8 @@ mod fail_point;
 mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+#[cfg(test)]
+pub(crate) mod held_disk;
 mod index;
 mod indexer;
 mod keys;

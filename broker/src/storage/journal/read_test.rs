@@ -45,7 +45,7 @@ fn checksum(bytes: &Bytes) -> u32 {
 fn consume(log: &Opened, offset: i64, until: i64, max_bytes: usize) -> Vec<u32> {
     let (mut next, mut found) = (offset, Vec::new());
     while next < until {
-        let mut bytes = log.bytes(ReadRange { offset: next, until, max_bytes, at_least_one: true });
+        let mut bytes = log.bytes(ReadRange { offset: next, until, max_bytes, ..all() });
         assert!(!bytes.is_empty(), "nothing at {next}");
         while !bytes.is_empty() {
             let header = BatchHeader::parse(&bytes).unwrap();

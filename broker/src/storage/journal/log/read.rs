@@ -16,7 +16,7 @@ use super::super::read_ahead::AHEAD_BYTES;
 use super::super::scattered::{self, Extent, Place, extents};
 use super::JournalLog;
 use crate::storage::batch::{StoredBatchError, WholeBatches, check_layout, check_sums};
-use crate::storage::{ReadRange, StorageError};
+use crate::storage::{ReadRange, Reader, StorageError};
 
 /// Most bytes that one read from the disk returns, whatever was asked for.
 const MAX_COLD_READ: usize = 8 << 20;
@@ -51,7 +51,7 @@ impl JournalLog {
                 // Nothing lies between the offset and what was in memory.
                 return Ok(newer);
             }
-            // Nothing lies up to the bound. If that was the durable end of a moment ago, there may be more now.
+            // Nothing lies up to the bound. If that was the end of a moment ago, there may be more now.
             // Retention may have taken it while it was being read: then the offset is out of range.
             let now = self.state.lock().bounded(range)?;
             if now.is_none_or(|now| now.until == bounded.until) {
@@ -108,7 +108,8 @@ impl JournalLog {
             return self.shared.read_ahead.expect(self.id, offset, None);
         }
         let filler = self.shared.read_ahead.begin(self.id, offset, cuts);
-        let range = ReadRange { offset, until, max_bytes: max_bytes.min(AHEAD_BYTES), at_least_one: false };
+        let max_bytes = max_bytes.min(AHEAD_BYTES);
+        let range = ReadRange { reader: Reader::Consumer, offset, until, max_bytes, at_least_one: false };
         runtime.spawn_blocking(move || {
             // An error is for whoever reads there.
             if let Ok(Some((records, _))) = log.lookup(range)

@@ -1,0 +1,129 @@
+//! A disk that can be held: writes and syncs wait, so that what is queued does not become durable.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::disk::{Disk, DiskFile, OsDisk, Space};
+use crate::storage::conformance::Held;
+
+/// See the module documentation. Clones are the same disk.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HeldDisk {
+    disk: Arc<OsDisk>,
+    gate: Arc<Gate>,
+}
+
+#[derive(Debug, Default)]
+struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Open,
+    Held,
+    Lost,
+}
+
+#[derive(Debug)]
+struct File {
+    file: Arc<dyn DiskFile>,
+    gate: Arc<Gate>,
+}
+
+/// Holds a disk until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    gate: Arc<Gate>,
+}
+
+impl HeldDisk {
+    /// From now on writes and syncs wait.
+    pub(crate) fn hold(&self) -> Hold {
+        self.gate.set(State::Held);
+        Hold { gate: Arc::clone(&self.gate) }
+    }
+
+    fn wrap(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(File { file, gate: Arc::clone(&self.gate) })
+    }
+}
+
+impl Held for Hold {
+    fn lose_power(self: Box<Self>) {
+        self.gate.set(State::Lost);
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if *self.gate.state.lock() == State::Held {
+            self.gate.set(State::Open);
+        }
+    }
+}
+
+impl Gate {
+    fn set(&self, state: State) {
+        *self.state.lock() = state;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) -> io::Result<()> {
+        let mut state = self.state.lock();
+        self.changed.wait_while(&mut state, |state| *state == State::Held);
+        if *state == State::Lost { Err(io::Error::other("the power is off")) } else { Ok(()) }
+    }
+}
+
+impl Disk for HeldDisk {
+    fn files(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
+        self.disk.files(directory)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.wrap(self.disk.open(path)?))
+    }
+
+    fn create(&self, path: &Path, length: u64) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.wrap(self.disk.create(path, length)?))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        self.disk.space(path)
+    }
+}
+
+impl DiskFile for File {
+    fn length(&self) -> u64 {
+        self.file.length()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<()> {
+        self.file.read_at(buffer, position)
+    }
+
+    fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
+        self.gate.pass()?;
+        self.file.write_at(bytes, position)
+    }
+
+    fn write_cached_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
+        self.gate.pass()?;
+        self.file.write_cached_at(bytes, position)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.gate.pass()?;
+        self.file.sync()
+    }
+}
