@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .PHONY: help up down status kubeconfig build images crds test verify test-unit test-simulation test-clients test-e2e soak fuzz chaos failover fix \
-  bench bench-quick deps clients rocksdb audit fmt lint docs deny generated scripts chart
+  bench bench-quick bench-fleet deps clients rocksdb audit fmt lint docs deny generated scripts chart
 
 # Builds and downloads stay outside of the checkout, so that a fresh clone starts warm (scripts/env.sh).
 CACHE := $(or $(MILLRACE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace)
@@ -20,7 +20,8 @@ export SEED MINUTES CHAOS_ARGUMENTS SEEDS FIRST
 
 # Broker and load generator as they ship; brokers write to the cache's disk, as /tmp may be in memory.
 BUILD_BENCH = cargo build --release --locked -p millrace-broker -p millrace-bench
-BENCH = $(CARGO_TARGET_DIR)/release/millrace-bench compare --work-dir $(CACHE)/bench
+BENCH = $(CARGO_TARGET_DIR)/release/millrace-bench
+BENCH_FOLDER = --work-dir $(CACHE)/bench
 
 # Assertions on, and a broker that is fast enough for thousands of runs.
 SOAK = cargo test --workspace --locked --lib --config 'profile.dev.package.millrace-broker.opt-level=1'
@@ -83,11 +84,15 @@ failover: rocksdb # measures how long producers wait when a broker goes, about h
 
 bench: rocksdb clients # compares with Apache Kafka, in turn: about two hours; writes bench/results/latest.json
 	$(BUILD_BENCH)
-	@$(BENCH) --output bench/results/latest.json $(BENCH_ARGUMENTS)
+	@$(BENCH) compare $(BENCH_FOLDER) --output bench/results/latest.json $(BENCH_ARGUMENTS)
 
 bench-quick: rocksdb clients # compares a few figures with Apache Kafka, in under three minutes
 	$(BUILD_BENCH)
-	@$(BENCH) --quick $(BENCH_ARGUMENTS)
+	@$(BENCH) compare $(BENCH_FOLDER) --quick $(BENCH_ARGUMENTS)
+
+bench-fleet: rocksdb clients # compares fleets of three brokers with Apache Kafka's, half an hour; writes bench/results/fleet.json
+	$(BUILD_BENCH)
+	@$(BENCH) fleet $(BENCH_FOLDER) --output bench/results/fleet.json $(BENCH_ARGUMENTS)
 
 fix: rocksdb # rewrites what verify complains about where a tool can: format, lints, generated files
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::children;
-use crate::load::{Admin, Consume, Limit, Load, NewTopic, Pace, Shape, Target};
+use crate::load::{Admin, Consume, Limit, Load, NewTopic, Pace, Replicas, Shape, Target};
 
 /// What the load does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -109,11 +109,10 @@ impl LoadArgs {
             config.split_once('=').with_context(|| format!("--config {config} is not KEY=VALUE"))
         });
         let config = configs.collect::<Result<Vec<_>>>()?;
-        Admin::connect(address)?.create_topics(&[NewTopic {
-            name: &self.topic,
-            partitions: self.partitions,
-            config: &config,
-        }])
+        let topic = NewTopic { name: &self.topic, replicas: Replicas::one(self.partitions), config: &config };
+        let mut admin = Admin::connect(address)?;
+        admin.create_topics(&[topic])?;
+        admin.wait_for_leaders(&self.topic, self.partitions)
     }
 
     fn load(&self, address: SocketAddr) -> Result<Load> {
@@ -136,7 +135,7 @@ impl LoadArgs {
             Kind::Follow => (Some(pace), Some(read(|end| (end, None))), self.warm_up),
         };
         Ok(Load {
-            target: Target { address, topic: self.topic.clone(), partitions: self.partitions, pid: self.pid },
+            target: Target::of_one(address, &self.topic, self.partitions, self.pid),
             shape: Shape {
                 record_bytes: self.record_bytes,
                 batch_bytes: self.batch_bytes,
@@ -147,6 +146,7 @@ impl LoadArgs {
             consume,
             warm_up: Limit { time: Duration::from_secs_f64(warm_up), bytes },
             measure: Limit { time: Duration::from_secs_f64(self.seconds), bytes },
+            signals: None,
         })
     }
 }

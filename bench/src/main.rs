@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
+use millrace_bench::compare::rows::{ALONE, FLEET, Table};
 use millrace_bench::{children, compare, load_command};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -27,6 +28,8 @@ enum Command {
     Load(load_command::LoadArgs),
     /// Measures Millrace and Apache Kafka in turn.
     Compare(compare::CompareArgs),
+    /// Measures fleets of three brokers of each in turn.
+    Fleet(compare::CompareArgs),
     /// Becomes another program, on one core, that ends with its parent.
     #[command(hide = true)]
     Exec {
@@ -55,17 +58,18 @@ fn run(command: Command) -> Result<()> {
             writeln!(std::io::stdout(), "{}", arguments.run()?)?;
             Ok(())
         }
-        Command::Compare(arguments) => compare(&arguments),
+        Command::Compare(arguments) => compare(&arguments, &ALONE),
+        Command::Fleet(arguments) => compare(&arguments, &FLEET),
         Command::Exec { core, parent, command } => Err(children::exec(core, parent, &command)),
     }
 }
 
-fn compare(arguments: &compare::CompareArgs) -> Result<()> {
-    if let Some(list) = arguments.list() {
+fn compare(arguments: &compare::CompareArgs, table: &'static Table) -> Result<()> {
+    if let Some(list) = arguments.list(table) {
         return Ok(write!(std::io::stdout(), "{list}")?);
     }
     let children = children::Children::default();
-    let comparison = arguments.prepare(children.clone())?;
+    let comparison = arguments.prepare(table, children.clone())?;
     let folder = comparison.folder().to_owned();
     // Children die with the thread that started them; this one lives until the last has ended.
     let worker = std::thread::Builder::new().name("compare".to_owned()).spawn(move || comparison.run())?;

@@ -26,29 +26,43 @@ pub struct ProcessCounters {
     pub peak_kib: u64,
 }
 
+impl std::iter::Sum for ProcessCounters {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            user_ticks: sum.user_ticks + one.user_ticks,
+            system_ticks: sum.system_ticks + one.system_ticks,
+            read_bytes: sum.read_bytes + one.read_bytes,
+            write_bytes: sum.write_bytes + one.write_bytes,
+            resident_kib: sum.resident_kib + one.resident_kib,
+            peak_kib: sum.peak_kib + one.peak_kib,
+        })
+    }
+}
+
 /// Counters of the machine at one time.
 #[derive(Debug, Clone, Copy)]
 pub struct Snapshot {
     at: Instant,
     machine_busy_ticks: u64,
     own: ProcessCounters,
-    broker: Option<ProcessCounters>,
+    brokers: ProcessCounters,
 }
 
 impl Snapshot {
-    /// Reads the counters of this process, of the machine and of the process `broker`.
+    /// Reads the counters of this process, of the machine and of the processes `brokers`, which are added up.
     ///
     /// # Errors
-    /// The process is gone, or `/proc` cannot be read.
-    pub fn take(broker: Option<u32>) -> Result<Self> {
+    /// A process is gone, or `/proc` cannot be read.
+    pub fn take(brokers: &[u32]) -> Result<Self> {
         let machine_busy_ticks = parse_machine(&read("/proc/stat")?).context("/proc/stat")?;
         Ok(Self {
             at: Instant::now(),
             machine_busy_ticks,
             own: process("self")?,
-            broker: broker
+            brokers: brokers
+                .iter()
                 .map(|pid| process(&pid.to_string()))
-                .transpose()
+                .sum::<Result<_>>()
                 .context("reading the broker's counters")?,
         })
     }
@@ -59,7 +73,7 @@ impl Snapshot {
 pub struct Usage {
     /// Wall clock.
     pub seconds: f64,
-    /// Broker CPU in user mode.
+    /// Broker CPU in user mode; here and below that of all brokers of a fleet together.
     pub user_seconds: f64,
     /// Broker CPU in the kernel.
     pub system_seconds: f64,
@@ -78,11 +92,11 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// What happened from `before` to `after`, both with or both without a broker.
+    /// What happened from `before` to `after`, which are of the same brokers.
     pub fn between(before: &Snapshot, after: &Snapshot) -> Self {
         let tick = 1.0 / rustix::param::clock_ticks_per_second() as f64;
         let seconds = |now: u64, then: u64| now.saturating_sub(then) as f64 * tick;
-        let (b, a) = (before.broker.unwrap_or_default(), after.broker.unwrap_or_default());
+        let (b, a) = (before.brokers, after.brokers);
         let user_seconds = seconds(a.user_ticks, b.user_ticks);
         let system_seconds = seconds(a.system_ticks, b.system_ticks);
         let client_seconds = seconds(
@@ -195,9 +209,8 @@ mod tests {
             resident_kib: n,
             peak_kib: n,
         };
-        let before = Snapshot { at, machine_busy_ticks: 0, own: counters(0), broker: Some(counters(1)) };
-        let after =
-            Snapshot { at, machine_busy_ticks: 20 * tick, own: counters(1), broker: Some(counters(3)) };
+        let before = Snapshot { at, machine_busy_ticks: 0, own: counters(0), brokers: counters(1) };
+        let after = Snapshot { at, machine_busy_ticks: 20 * tick, own: counters(1), brokers: counters(3) };
         let usage = Usage::between(&before, &after);
         assert_eq!((usage.user_seconds, usage.system_seconds, usage.disk_write_bytes), (2.0, 4.0, 20));
         assert_eq!((usage.client_seconds, usage.other_seconds, usage.resident_bytes), (3.0, 11.0, 3072));
@@ -205,7 +218,22 @@ mod tests {
 
     #[test]
     fn the_own_process_can_be_read() {
-        let snapshot = Snapshot::take(Some(std::process::id())).unwrap();
-        assert!(snapshot.broker.unwrap().resident_kib > 0);
+        let snapshot = Snapshot::take(&[std::process::id()]).unwrap();
+        assert!(snapshot.brokers.resident_kib > 0);
+    }
+
+    #[test]
+    fn counters_of_several_brokers_are_added_up() {
+        let one = ProcessCounters {
+            user_ticks: 1,
+            system_ticks: 2,
+            read_bytes: 3,
+            write_bytes: 4,
+            resident_kib: 5,
+            peak_kib: 6,
+        };
+        let sum = [one, one, one].into_iter().map(Ok).sum::<Result<ProcessCounters>>().unwrap();
+        assert_eq!((sum.user_ticks, sum.system_ticks, sum.read_bytes), (3, 6, 9));
+        assert_eq!((sum.write_bytes, sum.resident_kib, sum.peak_kib), (12, 15, 18));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{Brokers, free_port};
+use super::{Brokers, CLUSTER_ID, Ports};
 
 /// Options that `kafka-server-start.sh` and `kafka-run-class.sh` pass when nothing else is asked for.
 const SERVER_OPTIONS: [&str; 9] = [
@@ -23,9 +23,6 @@ const SERVER_OPTIONS: [&str; 9] = [
 
 /// Options of the tools beside it.
 const TOOL_OPTIONS: [&str; 2] = ["-Xmx256m", "-Djava.awt.headless=true"];
-
-/// Any id will do: a cluster lives as long as one measurement.
-const CLUSTER_ID: &str = "bWlsbHJhY2UtYmVuY2hfXw";
 
 /// Formatting takes a second or two.
 const FORMAT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -88,9 +85,15 @@ impl Kafka {
         (self.java.clone(), all)
     }
 
-    /// Writes server.properties and formats the data folder.
-    pub(super) fn format(&self, brokers: &Brokers, folder: &Path, port: u16) -> Result<()> {
-        let text = server_properties(folder, port, free_port()?);
+    /// Writes server.properties and formats the data folder of broker `index` of the fleet at `ports`.
+    pub(super) fn format(
+        &self,
+        brokers: &Brokers,
+        folder: &Path,
+        index: usize,
+        ports: &[Ports],
+    ) -> Result<()> {
+        let text = server_properties(folder, index, ports);
         std::fs::write(properties(folder), text).context("writing server.properties")?;
         let arguments = ["format", "-t", CLUSTER_ID, "-c"].map(str::to_owned).into_iter();
         let arguments: Vec<_> = arguments.chain([properties(folder).display().to_string()]).collect();
@@ -105,20 +108,26 @@ fn properties(folder: &Path) -> PathBuf {
     folder.join("server.properties")
 }
 
-/// Everything that has to be said; all else is Kafka's default.
-fn server_properties(folder: &Path, port: u16, controller_port: u16) -> String {
+/// Everything that has to be said; all else is Kafka's default. Every broker is a controller too, and votes.
+fn server_properties(folder: &Path, index: usize, ports: &[Ports]) -> String {
     let data = folder.join("data");
+    let Ports { client, internal, .. } = ports[index];
+    let voters = (1..).zip(ports).map(|(id, ports)| format!("{id}@127.0.0.1:{}", ports.internal));
+    let voters = voters.collect::<Vec<_>>().join(",");
+    let replicas = ports.len().min(3);
     format!(
         "process.roles=broker,controller\n\
-         node.id=1\n\
-         controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
-         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}\n\
+         node.id={}\n\
+         controller.quorum.voters={voters}\n\
+         listeners=PLAINTEXT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{internal}\n\
          controller.listener.names=CONTROLLER\n\
          log.dirs={}\n\
-         offsets.topic.replication.factor=1\n\
-         transaction.state.log.replication.factor=1\n\
-         transaction.state.log.min.isr=1\n",
-        data.display()
+         offsets.topic.replication.factor={replicas}\n\
+         transaction.state.log.replication.factor={replicas}\n\
+         transaction.state.log.min.isr={}\n",
+        index + 1,
+        data.display(),
+        replicas.min(2),
     )
 }
 
@@ -136,6 +145,20 @@ mod tests {
     fn the_version_is_in_the_name_of_the_jar() {
         assert_eq!(jar_version("kafka_2.13-4.3.1.jar").as_deref(), Some("4.3.1"));
         assert_eq!(jar_version("kafka-clients-4.3.1.jar"), None);
+    }
+
+    #[test]
+    fn every_broker_of_a_fleet_votes() {
+        let ports = |client| Ports { client, internal: client + 100, health: 0 };
+        let text = server_properties(Path::new("/f"), 1, &[ports(1), ports(2), ports(3)]);
+        for line in [
+            "node.id=2",
+            "controller.quorum.voters=1@127.0.0.1:101,2@127.0.0.1:102,3@127.0.0.1:103",
+            "listeners=PLAINTEXT://127.0.0.1:2,CONTROLLER://127.0.0.1:102",
+            "offsets.topic.replication.factor=3",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line} in\n{text}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod kafka;
 pub mod millrace;
+mod quorum;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::children::{Child, Children};
@@ -20,11 +22,14 @@ pub use millrace::Millrace;
 /// Longest time for a broker to start, also with much to recover.
 const START_TIMEOUT: Duration = Duration::from_secs(180);
 
+/// Any id will do: a cluster lives as long as one measurement.
+const CLUSTER_ID: &str = "bWlsbHJhY2UtYmVuY2hfXw";
+
 /// Time between two looks whether it is there.
 const POLL: Duration = Duration::from_millis(5);
 
 /// Which broker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
     /// Ours.
@@ -55,6 +60,9 @@ pub enum Durability {
     Fsync,
     /// When the operating system gets to it.
     Written,
+    /// Each as it ships, with `min.insync.replicas=2`: ours before it is acknowledged, on every replica in sync;
+    /// Kafka's when the operating system gets to it.
+    Replicated,
 }
 
 /// What is needed to start either.
@@ -80,42 +88,53 @@ impl Brokers {
             (Side::Millrace, Durability::Written) => &[("log.durability", "written")],
             (Side::Kafka, Durability::Fsync) => &[("flush.messages", "1")],
             (Side::Kafka, Durability::Written) => &[], // its default
+            (Side::Millrace, Durability::Replicated) => {
+                &[("log.durability", "fsync"), ("min.insync.replicas", "2")]
+            }
+            (Side::Kafka, Durability::Replicated) => &[("min.insync.replicas", "2")],
         }
     }
 
-    /// Prepares an empty folder for a broker.
+    /// Prepares an empty folder for `count` brokers, each with a folder in it; one has `folder` itself.
     ///
     /// # Errors
     /// Kafka's tool fails.
-    pub fn format(&self, side: Side, folder: &Path) -> Result<Formatted> {
-        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-        let port = free_port()?;
-        if side == Side::Kafka {
-            self.kafka.format(self, folder, port)?;
-        }
-        Ok(Formatted { side, folder: folder.to_owned(), port })
+    pub fn format(&self, side: Side, folder: &Path, count: usize) -> Result<Vec<Formatted>> {
+        let ports = (0..count).map(|_| Ports::free()).collect::<Result<Vec<_>>>()?;
+        let one = |index: usize| {
+            let folder = if count == 1 { folder.to_owned() } else { folder.join(format!("broker-{index}")) };
+            std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+            match side {
+                Side::Kafka => self.kafka.format(self, &folder, index, &ports)?,
+                Side::Millrace => self.millrace.format(&folder, index, &ports)?,
+            }
+            Ok(Formatted { side, folder, ports: ports[index], is_alone: count == 1 })
+        };
+        (0..count).map(one).collect()
     }
 
-    /// Starts a broker and waits until it answers.
+    /// Starts brokers that were formatted together, for the first time, and waits until each knows all of them.
     ///
     /// # Errors
-    /// It ends, or does not answer in three minutes.
-    pub fn start(&self, formatted: &Formatted) -> Result<Broker> {
+    /// One ends, or does not answer in three minutes.
+    pub fn start(&self, formatted: &[Formatted]) -> Result<Vec<Broker>> {
         let started = Instant::now();
-        let mut broker = self.spawn(formatted)?;
         let deadline = started + START_TIMEOUT;
-        while !Admin::connect(broker.address).and_then(|mut admin| admin.is_ready()).unwrap_or(false) {
-            broker.child.ensure_running().with_context(|| format!("{} does not start", formatted.side))?;
-            ensure!(
-                Instant::now() < deadline,
-                "{} does not answer after {} s",
-                formatted.side,
-                START_TIMEOUT.as_secs()
-            );
-            std::thread::sleep(POLL);
+        let mut fleet = formatted.iter().map(|it| self.spawn(it)).collect::<Result<Vec<_>>>()?;
+        if formatted.len() > 1 && formatted.iter().all(|it| it.side == Side::Millrace) {
+            let ports: Vec<_> = formatted.iter().map(|it| it.ports.internal).collect();
+            quorum::form(&ports, CLUSTER_ID, deadline)?;
         }
-        broker.start_time = started.elapsed();
-        Ok(broker)
+        for (broker, Formatted { side, .. }) in fleet.iter_mut().zip(formatted) {
+            while known(broker.address).unwrap_or(0) < formatted.len() {
+                broker.child.ensure_running().with_context(|| format!("{side} does not start"))?;
+                let seconds = START_TIMEOUT.as_secs();
+                ensure!(Instant::now() < deadline, "{side} does not answer after {seconds} s");
+                std::thread::sleep(POLL);
+            }
+            broker.start_time = started.elapsed();
+        }
+        Ok(fleet)
     }
 
     /// Starts a broker, without waiting.
@@ -125,11 +144,14 @@ impl Brokers {
     pub fn spawn(&self, formatted: &Formatted) -> Result<Broker> {
         let log = formatted.folder.join("output.log");
         let (program, arguments) = match formatted.side {
-            Side::Millrace => self.millrace.command(&formatted.folder, formatted.port),
+            Side::Millrace if formatted.is_alone => {
+                self.millrace.dev_command(&formatted.folder, formatted.ports.client)
+            }
+            Side::Millrace => self.millrace.command(&formatted.folder),
             Side::Kafka => self.kafka.command(&formatted.folder),
         };
         let child = self.children.start(self.core, &program, &arguments, &log)?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, formatted.port));
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, formatted.ports.client));
         Ok(Broker { child, address, start_time: Duration::ZERO })
     }
 }
@@ -139,7 +161,25 @@ impl Brokers {
 pub struct Formatted {
     side: Side,
     folder: PathBuf,
-    port: u16,
+    ports: Ports,
+    /// Whether it is a fleet of its own.
+    is_alone: bool,
+}
+
+/// Where a broker listens.
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    client: u16,
+    /// For other brokers (ours) or controllers (Kafka's).
+    internal: u16,
+    /// For probes; ours only.
+    health: u16,
+}
+
+impl Ports {
+    fn free() -> Result<Self> {
+        Ok(Self { client: free_port()?, internal: free_port()?, health: free_port()? })
+    }
 }
 
 /// A running broker; killed when dropped.
@@ -151,6 +191,11 @@ pub struct Broker {
     pub address: SocketAddr,
     /// From the start of the program to the first answer.
     pub start_time: Duration,
+}
+
+/// How many brokers the one at `address` knows, itself included.
+fn known(address: SocketAddr) -> Result<usize> {
+    Ok(Admin::connect(address)?.layout(&[])?.brokers.len())
 }
 
 /// A port that was free a moment ago.

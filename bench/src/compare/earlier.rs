@@ -17,6 +17,8 @@ pub type Measurements = BTreeMap<String, Vec<Measurement>>;
 #[derive(Debug, Deserialize)]
 struct StoredReport {
     format: u32,
+    /// Earlier results, of one broker, have none.
+    title: Option<String>,
     date: String,
     quick: bool,
     seconds: (f64, f64),
@@ -56,6 +58,7 @@ fn parse(text: &str, report: &Report) -> Result<(String, Measurements)> {
     let stored: StoredReport = serde_json::from_str(text)?;
     let same = [
         ("format", stored.format == report.format),
+        ("table", stored.title.is_none_or(|title| title == report.title)),
         ("--quick", stored.quick == report.quick),
         ("--warm-up or --seconds", stored.seconds == report.seconds),
         ("machine", stored.machine == serde_json::to_value(&report.machine)?),
@@ -83,7 +86,7 @@ fn parse(text: &str, report: &Report) -> Result<(String, Measurements)> {
 #[expect(clippy::unwrap_used, reason = "tests may panic")]
 mod tests {
     use super::super::report::{RowReport, samples};
-    use super::super::rows::ROWS;
+    use super::super::rows::ALONE;
     use super::*;
 
     #[test]
@@ -93,10 +96,10 @@ mod tests {
             error: Some("it ended".to_owned()),
             ..samples::measurement(Side::Millrace, 2, &[])
         };
-        let report = samples::report(vec![RowReport::new(ROWS[1], vec![failed, good])]);
+        let report = samples::report(vec![RowReport::new(ALONE.rows[1], vec![failed, good])]);
         let (date, rows) = parse(&serde_json::to_string(&report).unwrap(), &report).unwrap();
         assert_eq!(date, report.date);
-        let read = &rows[ROWS[1].name];
+        let read = &rows[ALONE.rows[1].name];
         assert_eq!(read.len(), 1);
         assert_eq!((read[0].side, read[0].pair, read[0].figures["mb_per_s"]), (Side::Kafka, 2, 3.25));
     }

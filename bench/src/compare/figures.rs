@@ -56,10 +56,32 @@ pub const FIGURES: &[Figure] = &[
     figure("empty_resident_mb", "memory MB, before any load", 0),
     figure("resident_kb_per_partition", "memory KB per idle partition", 1),
     figure("create_s", "s to create the topics", 2),
+    figure("created_s", "s until metadata of every broker has all leaders and replicas in sync", 2),
+    figure("served_s", "s until every leader serves", 2),
+    figure("resident_mb_per_broker", "memory MB of the largest broker", 0),
+    figure("create_cpu_s", "broker CPU s until every leader serves", 2),
     figure("idle_cpu_share", "broker CPU while idle, share of a core", 3),
     figure("start_ms", "ms from start to first answer", 0),
     figure("restart_first_ms", "ms from restart to first record acknowledged", 0),
     figure("restart_all_ms", "ms until every partition acknowledged one", 0),
+    figure("failover_s", "s from kill -9 until metadata of every other broker has all leaders", 2),
+    figure("failover_served_s", "s from kill -9 until every leader serves", 2),
+    figure("fill_mb_per_s", "MB/s written while the broker is away", 1),
+    figure("catch_up_mb_per_s", "MB/s from its start until it is in sync everywhere", 0),
+    figure("catch_up_s", "s from its start until it is in sync everywhere", 2),
+    figure("catch_up_start_ms", "ms from its start to its first answer", 0),
+    figure("catch_up_cpu_s_per_gb", "broker CPU s per GB caught up with, load included", 3),
+    figure("catch_up_leaders_cpu_s_per_gb", "– of those that lead", 3),
+    figure("catch_up_follower_cpu_s_per_gb", "– of the one that returns, its start included", 3),
+    figure("before_p50_us", "produce before: p50 µs", 0),
+    figure("before_p99_us", "produce before: p99 µs", 0),
+    figure("before_p999_us", "produce before: p99.9 µs", 0),
+    figure("before_max_us", "produce before: max µs", 0),
+    figure("catch_up_p50_us", "produce meanwhile: p50 µs", 0),
+    figure("catch_up_p99_us", "produce meanwhile: p99 µs", 0),
+    figure("catch_up_p999_us", "produce meanwhile: p99.9 µs", 0),
+    figure("catch_up_max_us", "produce meanwhile: max µs", 0),
+    figure("catch_up_p99_growth", "produce p99, meanwhile / before", 2),
     figure("data_gb", "GB of data", 2),
     figure("broker_share", "broker's share of its core", 2),
     figure("client_share", "load generator's share of its core", 2),
@@ -111,7 +133,8 @@ pub fn closed_loop(figures: &mut Figures, measured: Option<Latency>) {
     latency(figures, ["closed_p50_us", "closed_p99_us", "closed_p999_us", "closed_max_us"], measured);
 }
 
-fn latency(figures: &mut Figures, keys: [&'static str; 4], latency: Option<Latency>) {
+/// Adds latencies under keys of its own.
+pub fn latency(figures: &mut Figures, keys: [&'static str; 4], latency: Option<Latency>) {
     if let Some(l) = latency {
         figures.extend(keys.into_iter().zip([l.p50_us, l.p99_us, l.p999_us, l.max_us]));
     }

@@ -10,10 +10,10 @@ use super::java;
 use super::page_cache;
 use super::rows::{Row, Scenario};
 use crate::brokers::{Broker, Brokers, Durability, Formatted, Side};
-use crate::load::{Admin, Consume, Limit, Load, NewTopic, Pace, Shape, Target, Throughput};
+use crate::load::{Admin, Consume, Limit, Load, NewTopic, Pace, Replicas, Shape, Target, Throughput};
 use crate::procfs::{Snapshot, Usage};
 
-const TOPIC: &str = "bench";
+pub(super) const TOPIC: &str = "bench";
 
 /// The topic that a broker's code is warmed with.
 const WARM_TOPIC: &str = "warm";
@@ -28,7 +28,7 @@ const WARM_PARTS: u32 = 8;
 const SETTLED: f64 = 0.05;
 
 /// Longest stretch of a scenario that ends by amount, not by time.
-const UNTIL_DONE: Duration = Duration::from_secs(600);
+pub(super) const UNTIL_DONE: Duration = Duration::from_secs(600);
 
 /// Time between two tries while a broker restarts.
 const RETRY: Duration = Duration::from_millis(5);
@@ -56,15 +56,15 @@ impl Effort {
     }
 
     /// As the row does it.
-    fn warm_up(&self) -> Limit {
+    pub(super) fn warm_up(&self) -> Limit {
         Limit { time: self.warm_up.mul_f64(1.0 - WARM_SHARE), bytes: self.bytes }
     }
 
-    fn measurement(&self) -> Limit {
+    pub(super) fn measurement(&self) -> Limit {
         Limit { time: self.measure, bytes: 2 * self.bytes }
     }
 
-    fn scaled(&self, amount: u64) -> u64 {
+    pub(super) fn scaled(&self, amount: u64) -> u64 {
         (amount as f64 * self.scale) as u64
     }
 }
@@ -74,9 +74,9 @@ impl Effort {
 /// # Errors
 /// The broker does not start, refuses a request, or lost acknowledged records.
 pub fn measure(row: &Row, side: Side, brokers: &Brokers, effort: Effort, folder: &Path) -> Result<Figures> {
-    let formatted = brokers.format(side, folder)?;
-    let broker = brokers.start(&formatted)?;
-    let empty = Snapshot::take(Some(broker.child.pid()))?;
+    let formatted = brokers.format(side, folder, row.brokers)?;
+    let fleet = brokers.start(&formatted)?;
+    let start_time = fleet.iter().map(|broker| broker.start_time).max().unwrap_or_default();
     let mut run = Run {
         row,
         side,
@@ -84,31 +84,41 @@ pub fn measure(row: &Row, side: Side, brokers: &Brokers, effort: Effort, folder:
         effort,
         folder: folder.to_owned(),
         formatted,
-        broker,
+        fleet,
         figures: Figures::new(),
     };
-    run.figures.insert("start_ms", run.broker.start_time.as_secs_f64() * 1e3);
+    run.figures.insert("start_ms", start_time.as_secs_f64() * 1e3);
+    let empty = run.snapshot()?;
     let empty = Usage::between(&empty, &empty);
     run.figures.insert("empty_resident_mb", empty.resident_bytes as f64 / 1e6);
     run.scenario()?;
     Ok(run.figures)
 }
 
-struct Run<'a> {
-    row: &'a Row,
-    side: Side,
-    brokers: &'a Brokers,
-    effort: Effort,
-    folder: PathBuf,
-    formatted: Formatted,
-    broker: Broker,
-    figures: Figures,
+/// A row that is being measured.
+pub(super) struct Run<'a> {
+    pub(super) row: &'a Row,
+    pub(super) side: Side,
+    pub(super) brokers: &'a Brokers,
+    pub(super) effort: Effort,
+    pub(super) folder: PathBuf,
+    pub(super) formatted: Vec<Formatted>,
+    /// Those that run, in the order of `formatted`.
+    pub(super) fleet: Vec<Broker>,
+    pub(super) figures: Figures,
 }
 
 impl Run<'_> {
     fn scenario(&mut self) -> Result<()> {
         match self.row.scenario {
             Scenario::Idle { topics } => return self.idle(topics),
+            Scenario::ManyPartitions { topics, kills_controller } => {
+                return self.many_partitions(topics, kills_controller);
+            }
+            Scenario::CatchUp { fill, bytes, live, rate } => {
+                self.warm_code(live)?;
+                return self.catch_up(fill, bytes, live, rate);
+            }
             Scenario::Produce { shape, .. }
             | Scenario::ProduceAtRate { shape, .. }
             | Scenario::Follow { shape, .. } => self.warm_code(shape)?,
@@ -127,7 +137,7 @@ impl Run<'_> {
             Scenario::FetchCold { shape, partition_bytes, warm, measured } => {
                 self.cold(shape, partition_bytes, warm, measured)
             }
-            Scenario::Idle { .. } => Ok(()),
+            Scenario::Idle { .. } | Scenario::ManyPartitions { .. } | Scenario::CatchUp { .. } => Ok(()),
             Scenario::Restart { shape, bytes } => self.restart(shape, bytes),
             Scenario::JavaProducer { record_bytes, batch_bytes, records } => {
                 let amount = java::Amount { record_bytes, batch_bytes, records: self.effort.scaled(records) };
@@ -136,26 +146,53 @@ impl Run<'_> {
         }
     }
 
-    fn pid(&self) -> u32 {
-        self.broker.child.pid()
+    pub(super) fn pids(&self) -> Vec<u32> {
+        self.fleet.iter().map(|broker| broker.child.pid()).collect()
     }
 
-    fn admin(&self) -> Result<Admin> {
-        Admin::connect(self.broker.address)
+    /// What all brokers have used.
+    pub(super) fn snapshot(&self) -> Result<Snapshot> {
+        Snapshot::take(&self.pids())
+    }
+
+    /// Asks one broker.
+    pub(super) fn admin(&self) -> Result<Admin> {
+        Admin::connect(self.fleet[0].address)
+    }
+
+    /// Creates topics of the row's partitions, each with a replica at every broker; leaders may take a moment longer.
+    pub(super) fn order_topics(&self, names: &[String], durability: Durability) -> Result<()> {
+        let config = Brokers::topic_config(self.side, durability);
+        let (partitions, factor) = (self.row.partitions, i16::try_from(self.fleet.len())?);
+        let topics = names.iter().map(|name| {
+            let replicas = Replicas::Placed { partitions, factor };
+            NewTopic { name, replicas, config }
+        });
+        self.admin()?.create_topics(&topics.collect::<Vec<_>>())
     }
 
     fn create_topics(&self, names: &[String], durability: Durability) -> Result<()> {
-        let config = Brokers::topic_config(self.side, durability);
-        let topics = names.iter().map(|name| NewTopic { name, partitions: self.row.partitions, config });
-        self.admin()?.create_topics(&topics.collect::<Vec<_>>())
+        self.order_topics(names, durability)?;
+        if self.fleet.len() > 1 {
+            return self.wait_until_whole(names);
+        }
+        let mut admin = self.admin()?;
+        names.iter().try_for_each(|name| admin.wait_for_leaders(name, self.row.partitions))
     }
 
     /// Lets a just-in-time compiler see the row's requests until their cost settles. A topic that syncs, or a low rate,
     /// would leave it at the beginning of its work, which would then be counted as the cost of requests.
     fn warm_code(&self, shape: Shape) -> Result<()> {
         self.create_topics(&[WARM_TOPIC.to_owned()], Durability::Written)?;
-        let mut load = self.load(shape, Some(Pace::Saturate), Limit::NONE, self.effort.code_warm_up());
-        load.target.topic = WARM_TOPIC.to_owned();
+        let load = Load {
+            target: self.target(WARM_TOPIC)?,
+            shape,
+            produce: Some(Pace::Saturate),
+            consume: None,
+            warm_up: Limit::NONE,
+            measure: self.effort.code_warm_up(),
+            signals: None,
+        };
         let mut costs = Vec::new();
         while costs.len() < WARM_PARTS as usize && !has_settled(&costs) {
             let measured = load.run()?;
@@ -165,14 +202,30 @@ impl Run<'_> {
         page_cache::write_back(&self.folder)
     }
 
-    fn load(&self, shape: Shape, produce: Option<Pace>, warm_up: Limit, measure: Limit) -> Load {
-        let target = Target {
-            address: self.broker.address,
-            topic: TOPIC.to_owned(),
-            partitions: self.row.partitions,
-            pid: Some(self.pid()),
-        };
-        Load { target, shape, produce, consume: None, warm_up, measure }
+    pub(super) fn load(
+        &self,
+        shape: Shape,
+        produce: Option<Pace>,
+        warm_up: Limit,
+        measure: Limit,
+    ) -> Result<Load> {
+        Ok(Load {
+            target: self.target(TOPIC)?,
+            shape,
+            produce,
+            consume: None,
+            warm_up,
+            measure,
+            signals: None,
+        })
+    }
+
+    fn target(&self, topic: &str) -> Result<Target> {
+        if let [broker] = self.fleet.as_slice() {
+            let pid = Some(broker.child.pid());
+            return Ok(Target::of_one(broker.address, topic, self.row.partitions, pid));
+        }
+        Ok(Target { topic: topic.to_owned(), leaders: self.leaders(topic)?, pids: self.pids() })
     }
 
     fn end_offsets(&self) -> Result<Vec<i64>> {
@@ -182,21 +235,21 @@ impl Run<'_> {
     fn produce(&mut self, shape: Shape, rate: f64) -> Result<()> {
         let effort = self.effort;
         let measured =
-            self.load(shape, Some(Pace::Saturate), effort.warm_up(), effort.measurement()).run()?;
+            self.load(shape, Some(Pace::Saturate), effort.warm_up(), effort.measurement())?.run()?;
         figures::throughput(&mut self.figures, measured.produced, &measured.usage);
         figures::written(&mut self.figures, measured.produced.bytes, &measured.usage);
         figures::closed_loop(&mut self.figures, measured.latency);
         // The saturating load has warmed it. What that left to be written would be in the way of the latencies.
         page_cache::write_back(&self.folder)?;
         let settle = Limit { time: effort.measure / 5, bytes: u64::MAX };
-        let measured = self.load(shape, Some(Pace::Rate(rate)), settle, effort.measurement()).run()?;
+        let measured = self.load(shape, Some(Pace::Rate(rate)), settle, effort.measurement())?.run()?;
         figures::open_loop(&mut self.figures, &measured, measured.produced);
         Ok(())
     }
 
     fn produce_at_rate(&mut self, shape: Shape, rate: f64) -> Result<()> {
         let measured = self
-            .load(shape, Some(Pace::Rate(rate)), self.effort.warm_up(), self.effort.measurement())
+            .load(shape, Some(Pace::Rate(rate)), self.effort.warm_up(), self.effort.measurement())?
             .run()?;
         figures::throughput(&mut self.figures, measured.produced, &measured.usage);
         figures::written(&mut self.figures, measured.produced.bytes, &measured.usage);
@@ -206,7 +259,7 @@ impl Run<'_> {
 
     fn follow(&mut self, shape: Shape, rate: f64, consumers: usize) -> Result<()> {
         let mut load =
-            self.load(shape, Some(Pace::Rate(rate)), self.effort.warm_up(), self.effort.measurement());
+            self.load(shape, Some(Pace::Rate(rate)), self.effort.warm_up(), self.effort.measurement())?;
         let partitions = (0..).zip(self.end_offsets()?).map(|(n, end)| (n, end, None));
         load.consume = Some(Consume { consumers, at_once: usize::MAX, partitions: partitions.collect() });
         let measured = load.run()?;
@@ -225,7 +278,7 @@ impl Run<'_> {
         let mut is_warm = false;
         loop {
             let chunk = Limit { time: UNTIL_DONE, bytes: chunk_bytes };
-            self.load(shape, Some(Pace::Saturate), Limit::NONE, chunk).run()?;
+            self.load(shape, Some(Pace::Saturate), Limit::NONE, chunk)?.run()?;
             let end = self.end_offsets()?;
             let partitions =
                 (0..).zip(position.iter().zip(&end)).map(|(n, (&from, &to))| (n, from, Some(to)));
@@ -254,17 +307,18 @@ impl Run<'_> {
     /// Reads what `consume` says to its end, measured as a whole.
     fn read(&self, shape: Shape, consume: Consume) -> Result<crate::load::Measured> {
         let until_end = Limit { time: UNTIL_DONE, bytes: u64::MAX };
-        let mut load = self.load(shape, None, Limit::NONE, until_end);
+        let mut load = self.load(shape, None, Limit::NONE, until_end)?;
         load.consume = Some(consume);
         load.run()
     }
 
     fn cold(&mut self, shape: Shape, partition_bytes: u64, warm: u32, measured: u32) -> Result<()> {
         let all = self.effort.scaled(partition_bytes) * u64::from(self.row.partitions);
-        self.load(shape, Some(Pace::Saturate), Limit::NONE, Limit { time: UNTIL_DONE, bytes: all }).run()?;
+        let fill = Limit { time: UNTIL_DONE, bytes: all };
+        self.load(shape, Some(Pace::Saturate), Limit::NONE, fill)?.run()?;
         let ends = self.end_offsets()?;
         self.stop()?;
-        self.broker = self.brokers.start(&self.formatted)?;
+        self.fleet = self.brokers.start(&self.formatted)?;
         self.admin()?.wait_for_leaders(TOPIC, self.row.partitions)?;
         page_cache::forget(&self.folder)?;
         let one_after_the_other = |from: u32, count: u32| Consume {
@@ -289,11 +343,11 @@ impl Run<'_> {
 
     fn idle(&mut self, topics: u32) -> Result<()> {
         let names: Vec<_> = (0..topics).map(|n| format!("{TOPIC}-{n}")).collect();
-        let before = Snapshot::take(Some(self.pid()))?;
+        let before = self.snapshot()?;
         self.create_topics(&names, self.row.durability)?;
-        let created = Snapshot::take(Some(self.pid()))?;
+        let created = self.snapshot()?;
         std::thread::sleep(self.effort.measure);
-        let after = Snapshot::take(Some(self.pid()))?;
+        let after = self.snapshot()?;
         let whole = Usage::between(&before, &after);
         let idle = Usage::between(&created, &after);
         let resident = whole.resident_bytes as f64;
@@ -312,11 +366,11 @@ impl Run<'_> {
 
     fn restart(&mut self, shape: Shape, bytes: u64) -> Result<()> {
         let limit = Limit { time: UNTIL_DONE, bytes: self.effort.scaled(bytes) };
-        let measured = self.load(shape, Some(Pace::Saturate), Limit::NONE, limit).run()?;
+        let measured = self.load(shape, Some(Pace::Saturate), Limit::NONE, limit)?.run()?;
         let before: i64 = self.end_offsets()?.iter().sum();
         self.stop()?;
         let started = Instant::now();
-        self.broker = self.brokers.spawn(&self.formatted)?;
+        self.fleet = vec![self.brokers.spawn(&self.formatted[0])?];
         let mut next = 0;
         while next < self.row.partitions {
             let appended = self.admin().and_then(|mut admin| admin.produce_one(TOPIC, next..next + 1));
@@ -328,7 +382,7 @@ impl Run<'_> {
                     next += 1;
                 }
                 Err(error) => {
-                    self.broker.child.ensure_running().context("restarting")?;
+                    self.fleet[0].child.ensure_running().context("restarting")?;
                     ensure!(started.elapsed() < UNTIL_DONE, "not back after a kill: {error:#}");
                     std::thread::sleep(RETRY);
                 }
@@ -339,7 +393,7 @@ impl Run<'_> {
         let after: i64 = self.end_offsets()?.iter().sum();
         let expected = before + i64::from(self.row.partitions);
         ensure!(after >= expected, "acknowledged records are lost: {after} of {expected} are there");
-        let now = Snapshot::take(Some(self.pid()))?;
+        let now = self.snapshot()?;
         let usage = Usage::between(&now, &now);
         self.figures.insert("resident_mb", usage.resident_bytes as f64 / 1e6);
         self.figures.insert("peak_resident_mb", usage.peak_resident_bytes as f64 / 1e6);
@@ -348,16 +402,16 @@ impl Run<'_> {
 
     /// Kills the broker, as a crash would, and waits for its end.
     fn stop(&mut self) -> Result<()> {
-        self.broker.child.crash()
+        self.fleet.iter_mut().try_for_each(|broker| broker.child.crash())
     }
 
     fn java(&mut self, amount: &java::Amount) -> Result<()> {
         let log = self.folder.join("java.log");
         let warm = java::Amount { records: amount.records / 4, ..*amount };
-        java::produce(self.brokers, self.broker.address, TOPIC, &warm, &log)?;
-        let before = Snapshot::take(Some(self.pid()))?;
-        let result = java::produce(self.brokers, self.broker.address, TOPIC, amount, &log)?;
-        let after = Snapshot::take(Some(self.pid()))?;
+        java::produce(self.brokers, self.fleet[0].address, TOPIC, &warm, &log)?;
+        let before = self.snapshot()?;
+        let result = java::produce(self.brokers, self.fleet[0].address, TOPIC, amount, &log)?;
+        let after = self.snapshot()?;
         let usage = Usage::between(&before, &after);
         let bytes = amount.records * amount.record_bytes as u64;
         let gb = bytes as f64 / 1e9;

@@ -1,4 +1,4 @@
-//! `millrace-bench compare`: both brokers in turn, row by row.
+//! `millrace-bench compare` and `fleet`: both brokers, or fleets of both, in turn, row by row.
 //!
 //! Each measurement has the machine for itself and begins with an empty folder, a broker that was just started, and no
 //! dirty pages of the one before. Brokers run on one core, the load on another. The turns alternate, so that a machine
@@ -6,6 +6,8 @@
 
 pub mod earlier;
 pub mod figures;
+pub mod fleet;
+pub mod goals;
 pub mod java;
 pub mod machine;
 pub mod measure;
@@ -31,7 +33,7 @@ use figures::{FIGURES, Figures};
 use machine::Machine;
 use measure::{Effort, measure};
 use report::{Measurement, Report, RowReport};
-use rows::{Headline, ROWS, Row};
+use rows::{Headline, Row, Table};
 
 #[derive(Debug, Args)]
 pub struct CompareArgs {
@@ -41,6 +43,9 @@ pub struct CompareArgs {
     /// Rows to measure, instead of all; `--list` shows them.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     rows: Vec<String>,
+    /// Measures one side alone.
+    #[arg(long, value_name = "SIDE")]
+    only: Option<Side>,
     /// Lists the rows and ends.
     #[arg(long)]
     list: bool,
@@ -76,7 +81,9 @@ pub struct CompareArgs {
 /// A comparison that is ready to run.
 #[derive(Debug)]
 pub struct Comparison {
+    table: &'static Table,
     rows: Vec<Row>,
+    sides: Vec<Side>,
     pairs: usize,
     effort: Effort,
     brokers: Brokers,
@@ -89,25 +96,25 @@ pub struct Comparison {
 
 impl CompareArgs {
     /// The list of rows, if that is what is asked for.
-    pub fn list(&self) -> Option<String> {
-        self.list.then(|| ROWS.iter().map(|row| format!("{}\n", row.name)).collect())
+    pub fn list(&self, table: &Table) -> Option<String> {
+        self.list.then(|| table.rows.iter().map(|row| format!("{}\n", row.name)).collect())
     }
 
     /// Checks everything that can be checked before the first broker starts. `children` are ended on an interrupt.
     ///
     /// # Errors
     /// An argument, a program or a folder will not do.
-    pub fn prepare(&self, children: Children) -> Result<Comparison> {
-        let rows = self.select()?;
+    pub fn prepare(&self, table: &'static Table, children: Children) -> Result<Comparison> {
+        let rows = self.select(table)?;
         let (core, load_core) = children::two_cores()?;
-        let effort = self.effort()?;
+        let effort = self.effort(table)?;
         let pairs = self.pairs.unwrap_or(if self.quick { 1 } else { 3 });
         ensure!(pairs > 0, "--pairs is at least 1");
         let kafka = Kafka::new(self.kafka_libs.clone())?;
         let millrace = Millrace::new(self.millrace()?, self.settings.clone())?;
         let work_dir = self.work_dir.clone().unwrap_or_else(std::env::temp_dir);
         std::fs::create_dir_all(&work_dir).with_context(|| work_dir.display().to_string())?;
-        machine::check_folder(&work_dir, 5 * effort.bytes)?;
+        machine::check_folder(&work_dir, 5 * effort.bytes * table.brokers as u64)?;
         let versions = BTreeMap::from([
             (
                 "millrace",
@@ -118,6 +125,8 @@ impl CompareArgs {
         ]);
         let mut report = Report {
             format: 1,
+            title: table.title,
+            note: table.note,
             date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             quick: self.quick,
             complete: false,
@@ -132,7 +141,9 @@ impl CompareArgs {
             (report.date, measured) = (date, rows);
         }
         Ok(Comparison {
+            table,
             rows,
+            sides: self.only.map_or(Side::BOTH.to_vec(), |side| vec![side]),
             pairs,
             effort,
             brokers: Brokers { millrace, kafka, core, load_core, children },
@@ -144,10 +155,10 @@ impl CompareArgs {
         })
     }
 
-    fn select(&self) -> Result<Vec<Row>> {
+    fn select(&self, table: &Table) -> Result<Vec<Row>> {
         for name in &self.rows {
-            if !ROWS.iter().any(|row| row.name == name) {
-                let known: Vec<_> = ROWS.iter().map(|row| row.name).collect();
+            if !table.rows.iter().any(|row| row.name == name) {
+                let known: Vec<_> = table.rows.iter().map(|row| row.name).collect();
                 bail!("there is no row {name}; there are {}", known.join(", "));
             }
         }
@@ -155,10 +166,10 @@ impl CompareArgs {
             [] => row.quick || !self.quick,
             names => names.iter().any(|name| name == row.name),
         };
-        Ok(ROWS.iter().filter(is_wanted).copied().collect())
+        Ok(table.rows.iter().filter(is_wanted).copied().collect())
     }
 
-    fn effort(&self) -> Result<Effort> {
+    fn effort(&self, table: &Table) -> Result<Effort> {
         let duration = |name, given: Option<f64>, (full, quick)| {
             let seconds = given.unwrap_or(if self.quick { quick } else { full });
             ensure!((0.1..=3600.0).contains(&seconds), "{name} is between 0.1 and 3600");
@@ -167,7 +178,8 @@ impl CompareArgs {
         Ok(Effort {
             warm_up: duration("--warm-up", self.warm_up, (40.0, 8.0))?,
             measure: duration("--seconds", self.seconds, (10.0, 2.5))?,
-            bytes: if self.quick { 1_000_000_000 } else { 3_000_000_000 },
+            // Every broker has all of it.
+            bytes: (if self.quick { 1_000_000_000 } else { 3_000_000_000 }) / table.brokers as u64,
             scale: if self.quick { 0.2 } else { 1.0 },
         })
     }
@@ -194,7 +206,7 @@ impl Comparison {
         children::pin(self.brokers.load_core)?;
         for pair in 1..=self.pairs {
             for row in self.rows.clone() {
-                for side in Side::BOTH {
+                for side in self.sides.clone() {
                     let is_done = |before: &Measurement| (before.pair, before.side) == (pair, side);
                     if self.measured.get(row.name).is_some_and(|before| before.iter().any(is_done)) {
                         continue;
@@ -229,7 +241,7 @@ impl Comparison {
 
     fn write(&mut self) -> Result<()> {
         let measured = |row: &Row| Some(RowReport::new(*row, self.measured.get(row.name)?.clone()));
-        self.report.rows = ROWS.iter().filter_map(measured).collect();
+        self.report.rows = self.table.rows.iter().filter_map(measured).collect();
         let Some(path) = &self.output else { return Ok(()) };
         let shown = || path.display().to_string();
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -250,7 +262,19 @@ fn brief(row: &Row, figures: &Figures) -> String {
         Headline::Requests => {
             &["requests_per_s", "cpu_s_per_m_requests", "open_p99_us", "resident_mb", "other_share"]
         }
-        Headline::Footprint => &["start_ms", "restart_first_ms", "resident_mb", "resident_kb_per_partition"],
+        Headline::Footprint => &[
+            "start_ms",
+            "restart_first_ms",
+            "created_s",
+            "failover_s",
+            "resident_mb",
+            "resident_mb_per_broker",
+            "resident_kb_per_partition",
+            "catch_up_mb_per_s",
+            "before_p99_us",
+            "catch_up_p99_us",
+            "other_share",
+        ],
     };
     let shown = FIGURES.iter().filter(|figure| keys.contains(&figure.key));
     let shown = shown.filter_map(|f| Some(format!("{} {:.*}", f.title, f.digits, figures.get(f.key)?)));
@@ -269,6 +293,7 @@ fn commit() -> Option<String> {
 mod tests {
     use clap::Parser;
 
+    use super::rows::{ALONE, FLEET};
     use super::*;
 
     #[derive(Debug, Parser)]
@@ -288,25 +313,32 @@ mod tests {
     #[test]
     fn rows_are_chosen_by_name_in_the_order_of_the_table() {
         let chosen =
-            arguments(&["--quick", "--rows", "single-1c-fsync,produce-64k-1p-fsync"]).select().unwrap();
+            arguments(&["--quick", "--rows", "single-1c-fsync,produce-64k-1p-fsync"]).select(&ALONE).unwrap();
         assert_eq!(names(&chosen), ["produce-64k-1p-fsync", "single-1c-fsync"]);
     }
 
     #[test]
     fn an_unknown_row_is_named_with_those_that_exist() {
-        let error = arguments(&["--rows", "nonsense"]).select().unwrap_err().to_string();
+        let error = arguments(&["--rows", "nonsense"]).select(&ALONE).unwrap_err().to_string();
         assert!(error.contains("nonsense") && error.contains("produce-64k-1p-fsync"), "{error}");
     }
 
     #[test]
     fn quick_has_few_rows_and_a_full_run_all() {
-        assert!(arguments(&["--quick"]).select().unwrap().len() < 8);
-        assert_eq!(arguments(&[]).select().unwrap().len(), ROWS.len());
+        assert!(arguments(&["--quick"]).select(&ALONE).unwrap().len() < 8);
+        assert_eq!(arguments(&[]).select(&ALONE).unwrap().len(), ALONE.rows.len());
+    }
+
+    #[test]
+    fn a_fleet_writes_no_more_than_one_broker() {
+        let [alone, fleet] = [&ALONE, &FLEET].map(|table| arguments(&[]).effort(table).unwrap().bytes);
+        assert_eq!(fleet * 3, alone);
+        assert_eq!(names(&arguments(&["--rows", "catch-up"]).select(&FLEET).unwrap()), ["catch-up"]);
     }
 
     #[test]
     fn seconds_that_make_no_sense_are_refused() {
-        assert!(arguments(&["--seconds", "0"]).effort().is_err());
-        assert!(arguments(&["--warm-up", "nan"]).effort().is_err());
+        assert!(arguments(&["--seconds", "0"]).effort(&ALONE).is_err());
+        assert!(arguments(&["--warm-up", "nan"]).effort(&ALONE).is_err());
     }
 }

@@ -19,6 +19,10 @@ const DISTURBED: f64 = 0.05;
 pub struct Report {
     /// Of this structure.
     pub format: u32,
+    /// What is compared.
+    pub title: &'static str,
+    /// What a reader has to know about it.
+    pub note: &'static str,
     /// When it began.
     pub date: String,
     /// Whether it is the short form.
@@ -99,7 +103,8 @@ impl RowReport {
 impl Report {
     /// The whole report in Markdown.
     pub fn markdown(&self) -> String {
-        format!("{}\n{}\n{}\n{}", self.introduction(), self.summary(), self.across(), self.details())
+        let parts = [self.introduction(), self.goals(), self.summary(), self.across(), self.details()];
+        parts.join("\n")
     }
 
     fn introduction(&self) -> String {
@@ -107,8 +112,9 @@ impl Report {
         let versions: Vec<_> =
             self.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
         let mut text = format!(
-            "# Millrace and Apache Kafka side by side\n\n{}: {} cores of {}, {} GB, Linux {}, {}. {}.\n\
+            "# {}\n\n{}: {} cores of {}, {} GB, Linux {}, {}. {}.\n\
              Medians of {} measurement(s) each, of {} s after at most {} s of warm-up; the ratio is Millrace / Kafka.\n",
+            self.title,
             self.date,
             machine.cores,
             machine.cpu,
@@ -120,6 +126,9 @@ impl Report {
             self.seconds.1,
             self.seconds.0,
         );
+        if !self.note.is_empty() {
+            let _ = writeln!(text, "\n{}", self.note);
+        }
         let disturbed: Vec<_> =
             self.rows.iter().filter(|row| row.is_disturbed()).map(|row| row.row.name).collect();
         if !disturbed.is_empty() {
@@ -130,6 +139,32 @@ impl Report {
             );
         }
         text
+    }
+
+    /// What was to be reached, and whether it was.
+    fn goals(&self) -> String {
+        let mut text = String::new();
+        for row in &self.rows {
+            for goal in row.row.goals {
+                let Some(figure) = FIGURES.iter().find(|figure| figure.key == goal.key) else { continue };
+                let (ours, theirs) = (row.millrace.get(goal.key), row.kafka.get(goal.key));
+                let outcome = goal.outcome(ours.map(|it| it.median), theirs.map(|it| it.median));
+                let (ours, theirs) = (spread(ours, figure.digits), spread(theirs, figure.digits));
+                let _ = writeln!(
+                    text,
+                    "| {} | {} | {ours} | {theirs} | {} | {goal} | {outcome} |",
+                    row.row.name,
+                    figure.title,
+                    ratio(row.ratio.get(goal.key)),
+                );
+            }
+        }
+        if text.is_empty() {
+            return text;
+        }
+        format!(
+            "| row | figure | Millrace | Kafka | ratio | goal | reached |\n|---|---|--:|--:|--:|--:|---|\n{text}"
+        )
     }
 
     /// How many measurements the rows have at each broker: "5", or "3 to 5".
@@ -268,6 +303,8 @@ pub(super) mod samples {
     pub(crate) fn report(rows: Vec<RowReport>) -> Report {
         Report {
             format: 1,
+            title: "Brokers",
+            note: "",
             date: "2026-01-01".to_owned(),
             quick: false,
             complete: true,
@@ -286,8 +323,9 @@ pub(super) mod samples {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
 mod tests {
-    use super::super::rows::ROWS;
+    use super::super::rows::{ALONE, FLEET};
     use super::samples::{measurement, report};
     use super::*;
 
@@ -307,10 +345,10 @@ mod tests {
             measurement(Side::Kafka, 2, &[("mb_per_s", 100.0)]),
             measurement(Side::Millrace, 3, &[("mb_per_s", 1000.0)]),
         ];
-        let row = RowReport::new(ROWS[0], measurements);
+        let row = RowReport::new(ALONE.rows[0], measurements);
         assert_eq!(row.ratio, BTreeMap::from([("mb_per_s", 3.0)]));
         let text = report(vec![row]).markdown();
-        let name = ROWS[0].name;
+        let name = ALONE.rows[0].name;
         assert!(
             text.contains(&format!("| {name} | MB/s | 300.0 | 100.0 | 3.00× | s/GB | 1.00 | – | – | – |")),
             "{text}"
@@ -322,7 +360,7 @@ mod tests {
     #[test]
     fn rows_that_differ_in_durability_only_are_compared_across() {
         let row = |name, side, figures: &[(&'static str, f64)]| {
-            let row = ROWS.iter().find(|row| row.name == name).copied().unwrap_or(ROWS[0]);
+            let row = ALONE.rows.iter().find(|row| row.name == name).copied().unwrap_or(ALONE.rows[0]);
             RowReport::new(row, vec![measurement(side, 1, figures)])
         };
         let ours = row("single-1c-fsync", Side::Millrace, &[("requests_per_s", 3_000.0)]);
@@ -334,11 +372,26 @@ mod tests {
     }
 
     #[test]
+    fn goals_are_shown_with_whether_they_were_reached() {
+        let row = FLEET.rows.iter().find(|row| row.name == "rf3-rate").copied().unwrap();
+        let measurements = vec![
+            measurement(Side::Millrace, 1, &[("open_p99_us", 1_000.0)]),
+            measurement(Side::Kafka, 1, &[("open_p99_us", 4_000.0)]),
+        ];
+        let text = report(vec![RowReport::new(row, measurements)]).goals();
+        assert!(
+            text.contains("| rf3-rate | open loop: p99 µs | 1,000 | 4,000 | 0.25× | ≤ 0.50× | yes |"),
+            "{text}"
+        );
+        assert_eq!(report(vec![RowReport::new(ALONE.rows[0], Vec::new())]).goals(), "");
+    }
+
+    #[test]
     fn failures_and_disturbance_are_said() {
         let mut failed = measurement(Side::Kafka, 1, &[]);
         failed.error = Some("it ended".to_owned());
         let measurements = vec![measurement(Side::Millrace, 1, &[("other_share", 0.4)]), failed];
-        let text = report(vec![RowReport::new(ROWS[0], measurements)]).markdown();
+        let text = report(vec![RowReport::new(ALONE.rows[0], measurements)]).markdown();
         assert!(text.contains("Kafka, turn 1, failed: it ended"), "{text}");
         assert!(text.contains("**Disturbed**"), "{text}");
     }

@@ -2,8 +2,22 @@
 
 use serde::Serialize;
 
-use crate::brokers::Durability::{self, Fsync, Written};
+use super::goals::Goal;
+use crate::brokers::Durability::{self, Fsync, Replicated, Written};
 use crate::load::Shape;
+
+/// Rows that are measured and shown together.
+#[derive(Debug)]
+pub struct Table {
+    /// Over the report.
+    pub title: &'static str,
+    /// What a reader has to know about all of them.
+    pub note: &'static str,
+    /// In the order in which they are shown.
+    pub rows: &'static [Row],
+    /// Brokers of each side that run at a time.
+    pub brokers: usize,
+}
 
 /// One line of the table: the same for both brokers.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -20,6 +34,10 @@ pub struct Row {
     pub quick: bool,
     /// What the summary shows of it.
     pub headline: Headline,
+    /// Brokers at a time, each with a replica of every partition.
+    pub brokers: usize,
+    /// What is to be reached.
+    pub goals: &'static [Goal],
 }
 
 /// What is done to a broker that was just started on an empty folder.
@@ -41,6 +59,12 @@ pub enum Scenario {
     Idle { topics: u32 },
     /// Produces `bytes`, kills the broker and starts it again.
     Restart { shape: Shape, bytes: u64 },
+    /// Creates `topics` of so many partitions each, leaves them alone for a while, and kills a broker: the controller or
+    /// another one.
+    ManyPartitions { topics: u32, kills_controller: bool },
+    /// Kills a broker, writes `bytes` without it, drops the files from the page cache and starts it again; `live` load at
+    /// `rate` goes on before and during its return.
+    CatchUp { fill: Shape, bytes: u64, live: Shape, rate: f64 },
     /// Kafka's ProducerPerformance in place of our load.
     JavaProducer { record_bytes: usize, batch_bytes: usize, records: u64 },
 }
@@ -75,7 +99,21 @@ const SMALL_RECORDS: Shape =
     Shape { record_bytes: 100, batch_bytes: Some(16 << 10), connections: 4, in_flight: 5 };
 
 const fn row(name: &'static str, durability: Durability, partitions: u32, scenario: Scenario) -> Row {
-    Row { name, durability, partitions, scenario, quick: false, headline: Headline::Bytes }
+    Row {
+        name,
+        durability,
+        partitions,
+        scenario,
+        quick: false,
+        headline: Headline::Bytes,
+        brokers: 1,
+        goals: &[],
+    }
+}
+
+/// A row of three brokers.
+const fn fleet(name: &'static str, partitions: u32, scenario: Scenario, goals: &'static [Goal]) -> Row {
+    Row { brokers: 3, goals, ..row(name, Replicated, partitions, scenario) }
 }
 
 impl Row {
@@ -96,9 +134,42 @@ const fn produce(shape: Shape, rate: f64) -> Scenario {
     Scenario::Produce { shape, rate }
 }
 
-/// All rows, in the order of the table.
+/// One broker of each side.
+pub const ALONE: Table =
+    Table { title: "Millrace and Apache Kafka side by side", note: "", rows: ROWS, brokers: 1 };
+
+/// Three replicas of everything.
+pub const FLEET: Table = Table {
+    title: "Fleets of three, Millrace and Apache Kafka side by side",
+    note: "Three brokers share one core, the load has another. Three replicas, min.insync.replicas=2, acks=all, each side as \
+           it ships: Millrace acknowledges what is on the disk of every replica in sync, Kafka what is in their memory. \
+           CPU and memory are those of the three together.",
+    rows: FLEET_ROWS,
+    brokers: 3,
+};
+
+/// One record of 1 KB a request.
+const KB_SINGLE: Shape = Shape { record_bytes: 1024, ..single(50, 5) };
+
 #[rustfmt::skip] // a table
-pub const ROWS: &[Row] = &[
+const FLEET_ROWS: &[Row] = &[
+    fleet("rf3-rate", 12, Scenario::ProduceAtRate { shape: KB_SINGLE, rate: 5000.0 },
+        &[Goal::ratio_at_most("open_p99_us", 0.5)]).quick().shows(Headline::Requests),
+    fleet("rf3-rate-500", 12, Scenario::ProduceAtRate { shape: KB_SINGLE, rate: 500.0 },
+        &[Goal::ratio_at_most("open_p99_us", 0.5)]).shows(Headline::Requests),
+    fleet("rf3-64k", 12, produce(kb(KB_64, 6, 5), 150.0),
+        &[Goal::ratio_at_most("cpu_s_per_gb", 1.0 / 3.0)]).quick(),
+    fleet("partitions-10k", 1000, Scenario::ManyPartitions { topics: 10, kills_controller: false },
+        &[Goal::at_most("created_s", 10.0), Goal::at_most("failover_s", 2.0)]).shows(Headline::Footprint),
+    fleet("partitions-10k-controller", 1000, Scenario::ManyPartitions { topics: 10, kills_controller: true },
+        &[Goal::at_most("created_s", 10.0), Goal::at_most("failover_s", 2.0)]).shows(Headline::Footprint),
+    fleet("catch-up", 12, Scenario::CatchUp { fill: kb(KB_64, 6, 5), bytes: 3_000_000_000, live: KB_SINGLE, rate: 2000.0 },
+        &[Goal::at_least("catch_up_mb_per_s", 500.0), Goal::at_most("catch_up_p99_growth", 2.0)]).shows(Headline::Footprint),
+];
+
+/// Rows of one broker, in the order of the table.
+#[rustfmt::skip] // a table
+const ROWS: &[Row] = &[
     row("produce-64k-1p-fsync",        Fsync,   1,    produce(kb(KB_64, 1, 5), 150.0)),
     row("produce-64k-1p-written",      Written, 1,    produce(kb(KB_64, 1, 5), 150.0)),
     row("produce-64k-12p-fsync",       Fsync,   12,   produce(kb(KB_64, 4, 5), 150.0)).quick(),
@@ -133,12 +204,29 @@ pub const ROWS: &[Row] = &[
 mod tests {
     use std::collections::BTreeSet;
 
+    use super::super::figures::FIGURES;
     use super::*;
 
     #[test]
     fn names_are_unique() {
-        let names: BTreeSet<_> = ROWS.iter().map(|row| row.name).collect();
-        assert_eq!(names.len(), ROWS.len());
+        for table in [ALONE, FLEET] {
+            let names: BTreeSet<_> = table.rows.iter().map(|row| row.name).collect();
+            assert_eq!(names.len(), table.rows.len());
+        }
+    }
+
+    #[test]
+    fn goals_are_about_figures_that_are_shown() {
+        for goal in FLEET.rows.iter().flat_map(|row| row.goals) {
+            assert!(FIGURES.iter().any(|figure| figure.key == goal.key), "{}", goal.key);
+        }
+    }
+
+    #[test]
+    fn every_row_has_the_brokers_of_its_table() {
+        for table in [ALONE, FLEET] {
+            assert!(table.rows.iter().all(|row| row.brokers == table.brokers));
+        }
     }
 
     #[test]

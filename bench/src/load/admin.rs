@@ -6,12 +6,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::{Bytes, BytesMut};
-use millrace_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
+use millrace_protocol::messages::create_topics_request::{
+    CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig,
+};
 use millrace_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
-use millrace_protocol::messages::{CreateTopicsRequest, ListOffsetsRequest, MetadataRequest, ProduceRequest};
+use millrace_protocol::messages::metadata_request::MetadataRequestTopic;
+use millrace_protocol::messages::{
+    CreateTopicsRequest, DescribeQuorumRequest, ListOffsetsRequest, MetadataRequest, ProduceRequest,
+    describe_quorum_request,
+};
 use millrace_protocol::{ErrorCode, Request, frame};
 
 use super::batch::Requests;
+use super::layout::Layout;
 use super::{CLIENT_ID, PRODUCE_VERSION, Shape};
 
 /// Longest wait for one answer.
@@ -29,16 +36,38 @@ const LATEST: i64 = -1;
 const METADATA_VERSION: i16 = 9;
 const CREATE_TOPICS_VERSION: i16 = 5;
 const LIST_OFFSETS_VERSION: i16 = 6;
+const DESCRIBE_QUORUM_VERSION: i16 = 2;
 
-/// A topic to create, of one replica.
+/// A topic to create.
 #[derive(Debug, Clone)]
 pub struct NewTopic<'a> {
     /// Its name.
     pub name: &'a str,
-    /// Its partitions.
-    pub partitions: u32,
+    /// Its partitions, and where they are.
+    pub replicas: Replicas,
     /// Its settings.
     pub config: &'a [(&'a str, &'a str)],
+}
+
+/// Where the replicas of a new topic go.
+#[derive(Debug, Clone)]
+pub enum Replicas {
+    /// Wherever the controller puts them.
+    Placed {
+        /// Number of partitions.
+        partitions: u32,
+        /// Replicas of each.
+        factor: i16,
+    },
+    /// By partition, the ids of the brokers; the first one leads.
+    Assigned(Vec<Vec<i32>>),
+}
+
+impl Replicas {
+    /// One replica of each partition.
+    pub fn one(partitions: u32) -> Self {
+        Self::Placed { partitions, factor: 1 }
+    }
 }
 
 /// A connection for single requests, blocking.
@@ -84,10 +113,10 @@ impl Admin {
         Ok(!self.call(METADATA_VERSION, &request)?.brokers.is_empty())
     }
 
-    /// Creates topics and waits until the broker leads all their partitions.
+    /// Creates topics, one after the other; leaders may take a moment longer.
     ///
     /// # Errors
-    /// A topic cannot be created, or a partition has no leader after ten minutes.
+    /// A topic cannot be created.
     pub fn create_topics(&mut self, topics: &[NewTopic<'_>]) -> Result<()> {
         for topic in topics {
             let configs = topic.config.iter().map(|&(name, value)| CreatableTopicConfig {
@@ -95,11 +124,16 @@ impl Admin {
                 value: Some(value.into()),
                 ..Default::default()
             });
+            let (num_partitions, replication_factor, assignments) = match &topic.replicas {
+                Replicas::Placed { partitions, factor } => (i32::try_from(*partitions)?, *factor, Vec::new()),
+                Replicas::Assigned(brokers) => (-1, -1, assignments(brokers)),
+            };
             let request = CreateTopicsRequest {
                 topics: vec![CreatableTopic {
                     name: topic.name.into(),
-                    num_partitions: i32::try_from(topic.partitions)?,
-                    replication_factor: 1,
+                    num_partitions,
+                    replication_factor,
+                    assignments,
                     configs: configs.collect(),
                     ..Default::default()
                 }],
@@ -111,7 +145,43 @@ impl Admin {
                 check(result.error_code).with_context(|| format!("creating topic {}: {why}", topic.name))?;
             }
         }
-        topics.iter().try_for_each(|topic| self.wait_for_leaders(topic.name, topic.partitions))
+        Ok(())
+    }
+
+    /// Who leads, and who is in sync, as the broker knows it; empty for topics that it does not know.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub fn layout(&mut self, topics: &[String]) -> Result<Layout> {
+        let topics = topics
+            .iter()
+            .map(|name| MetadataRequestTopic { name: Some(name.as_str().into()), ..Default::default() });
+        let request = MetadataRequest {
+            topics: Some(topics.collect()),
+            allow_auto_topic_creation: false,
+            ..Default::default()
+        };
+        Layout::of(&self.call(METADATA_VERSION, &request)?)
+    }
+
+    /// The broker that is the controller.
+    ///
+    /// # Errors
+    /// There is none, or the connection broke.
+    pub fn controller(&mut self) -> Result<i32> {
+        let partitions = vec![describe_quorum_request::PartitionData::default()];
+        let topic_name = "__cluster_metadata".into();
+        let request = DescribeQuorumRequest {
+            topics: vec![describe_quorum_request::TopicData { topic_name, partitions, ..Default::default() }],
+            ..Default::default()
+        };
+        let answer = self.call(DESCRIBE_QUORUM_VERSION, &request)?;
+        check(answer.error_code)?;
+        let partition = answer.topics.into_iter().flat_map(|topic| topic.partitions).next();
+        let partition = partition.context("the quorum is not described")?;
+        check(partition.error_code)?;
+        ensure!(partition.leader_id >= 0, "the quorum has no leader");
+        Ok(partition.leader_id)
     }
 
     /// Waits until the broker leads all partitions of a topic.
@@ -120,7 +190,6 @@ impl Admin {
     /// A partition has no leader after ten minutes.
     pub fn wait_for_leaders(&mut self, topic: &str, partitions: u32) -> Result<()> {
         let deadline = Instant::now() + LEADERS_TIMEOUT;
-        // Metadata may name a leader before that leader knows; it has to say so itself.
         while let Err(error) = self.end_offsets(topic, partitions) {
             ensure!(Instant::now() < deadline, "topic {topic} does not come up: {error:#}");
             std::thread::sleep(POLL);
@@ -128,12 +197,26 @@ impl Admin {
         Ok(())
     }
 
+    /// Whether the broker acts as the leader of all these partitions: metadata may name a leader before that leader
+    /// knows.
+    ///
+    /// # Errors
+    /// It does not, or the connection broke.
+    pub fn leads(&mut self, topic: &str, partitions: &[u32]) -> Result<()> {
+        self.offsets(topic, partitions.iter().copied()).map(drop)
+    }
+
     /// The high watermark of every partition of a topic, in order.
     ///
     /// # Errors
     /// A partition has none.
     pub fn end_offsets(&mut self, topic: &str, partitions: u32) -> Result<Vec<i64>> {
-        let wanted = (0..partitions).map(|index| {
+        self.offsets(topic, 0..partitions)
+    }
+
+    fn offsets(&mut self, topic: &str, partitions: impl ExactSizeIterator<Item = u32>) -> Result<Vec<i64>> {
+        let expected = partitions.len();
+        let wanted = partitions.map(|index| {
             Ok(ListOffsetsPartition {
                 partition_index: i32::try_from(index)?,
                 timestamp: LATEST,
@@ -157,7 +240,7 @@ impl Admin {
             found.push((partition.partition_index, partition.offset));
         }
         found.sort_unstable();
-        ensure!(found.len() == partitions as usize, "{} of {partitions} offsets came", found.len());
+        ensure!(found.len() == expected, "{} of {expected} offsets came", found.len());
         Ok(found.into_iter().map(|(_, offset)| offset).collect())
     }
 
@@ -177,6 +260,15 @@ impl Admin {
         }
         Ok(())
     }
+}
+
+fn assignments(brokers: &[Vec<i32>]) -> Vec<CreatableReplicaAssignment> {
+    let one = |(partition_index, brokers): (i32, &Vec<i32>)| CreatableReplicaAssignment {
+        partition_index,
+        broker_ids: brokers.clone(),
+        ..Default::default()
+    };
+    (0..).zip(brokers).map(one).collect()
 }
 
 /// Kafka's name of an error code, as an error.

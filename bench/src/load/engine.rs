@@ -4,6 +4,10 @@
 //! counts the answers that arrived during the measurement. Latency counts the requests that were *due* during it, also
 //! those that are answered later or never.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,7 +19,7 @@ use serde::Serialize;
 use super::batch::Requests;
 use super::connection::Connection;
 use super::consumer::{Consumer, Position};
-use super::producer::{Producer, share};
+use super::producer::{Producer, deal, share};
 use super::schedule::Schedule;
 use super::tally::{Awaited, Ledger, Tally, Throughput};
 use super::{Limit, Shape, Target};
@@ -46,6 +50,17 @@ pub struct Load {
     pub warm_up: Limit,
     /// Load that is.
     pub measure: Limit,
+    /// Ends either before its limit is reached, if something else says when.
+    pub signals: Option<Arc<Signals>>,
+}
+
+/// What another thread tells a load.
+#[derive(Debug, Default)]
+pub struct Signals {
+    /// The warm-up is over.
+    pub measure: AtomicBool,
+    /// The measurement is over.
+    pub end: AtomicBool,
 }
 
 /// How fast requests are sent.
@@ -132,24 +147,36 @@ struct Engine<'a> {
 impl<'a> Engine<'a> {
     fn new(load: &'a Load) -> Result<Self> {
         let (target, shape) = (&load.target, &load.shape);
-        let requests = Requests::build(&target.topic, target.partitions, shape)?;
+        let requests = Requests::build(&target.topic, target.partitions(), shape)?;
         let producers = if load.produce.is_some() { shape.connections } else { 0 };
-        let mut roles: Vec<Role> = (0..producers)
-            .map(|index| Role::Producer(Producer::new(index, producers, target.partitions)))
+        let dealt = deal(producers, &target.leaders);
+        let served: BTreeSet<u32> = dealt.iter().flat_map(|(_, partitions)| partitions).copied().collect();
+        ensure!(
+            load.produce.is_none() || served.len() == target.leaders.len(),
+            "{producers} connections are too few for the brokers that lead {} partitions",
+            target.leaders.len()
+        );
+        let mut roles: Vec<(SocketAddr, Role)> = dealt
+            .into_iter()
+            .map(|(leader, partitions)| (leader, Role::Producer(Producer::new(partitions))))
             .collect();
-        let consume = load.consume.iter();
-        roles.extend(consume.flat_map(|consume| consumers(consume, &target.topic)).map(Role::Consumer));
+        if let Some(consume) = &load.consume {
+            let leader = *target.leaders.first().context("there is a partition to read")?;
+            ensure!(target.leaders.iter().all(|it| *it == leader), "consumers read from one broker");
+            let consumers = consumers(consume, &target.topic).into_iter();
+            roles.extend(consumers.map(|consumer| (leader, Role::Consumer(consumer))));
+        }
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let mut lanes = Vec::new();
-        for (index, role) in roles.into_iter().enumerate() {
-            let connection = Connection::open(target.address).context("connecting to the broker")?;
+        for (index, (leader, role)) in roles.into_iter().enumerate() {
+            let connection = Connection::open(leader).context("connecting to the broker")?;
             epoll::add(&epoll, &connection, epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
             lanes.push(Lane { connection, role, watches_out: false });
         }
         let ledger = match (&load.produce, &load.consume) {
             (Some(_), Some(consume)) => Some(Ledger {
                 records_per_batch: i64::try_from(requests.records)?,
-                partitions: starts(consume, target.partitions),
+                partitions: starts(consume, target.partitions()),
             }),
             _ => None,
         };
@@ -174,7 +201,7 @@ impl<'a> Engine<'a> {
     }
 
     fn run(mut self) -> Result<Measured> {
-        let pid = self.load.target.pid;
+        let pids = &self.load.target.pids;
         let mut before = None;
         let mut outcome = None;
         let mut events = Vec::with_capacity(256);
@@ -185,13 +212,19 @@ impl<'a> Engine<'a> {
         loop {
             let now = Instant::now();
             match self.phase {
-                Phase::WarmUp if self.is_over(self.load.warm_up, now) => {
-                    before = Some(Snapshot::take(pid)?);
+                Phase::WarmUp
+                    if self.is_over(self.load.warm_up, now) || self.is_told(|signals| &signals.measure) =>
+                {
+                    before = Some(Snapshot::take(pids)?);
                     self.begin(Phase::Measure);
                     self.tally.window_start = Some(self.phase_start);
                 }
-                Phase::Measure if self.is_over(self.load.measure, now) || self.is_read() => {
-                    let after = Snapshot::take(pid)?;
+                Phase::Measure
+                    if self.is_over(self.load.measure, now)
+                        || self.is_read()
+                        || self.is_told(|signals| &signals.end) =>
+                {
+                    let after = Snapshot::take(pids)?;
                     self.tally.window_end = Some(Instant::now());
                     outcome = Some((self.tally.produced, self.tally.fetched, after));
                     self.begin(Phase::Drain);
@@ -241,6 +274,10 @@ impl<'a> Engine<'a> {
     fn is_over(&self, limit: Limit, now: Instant) -> bool {
         now >= self.phase_start + limit.time
             || self.tally.produced.bytes + self.tally.fetched.bytes >= limit.bytes
+    }
+
+    fn is_told(&self, which: fn(&Signals) -> &AtomicBool) -> bool {
+        self.load.signals.as_deref().is_some_and(|signals| which(signals).load(Ordering::Relaxed))
     }
 
     /// Whether consumers alone have come to the end.

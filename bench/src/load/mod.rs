@@ -6,13 +6,14 @@
 //!
 //! - [`Load`] says what to do, [`Load::run`] does it and returns a [`Measured`].
 //! - [`Schedule`](schedule::Schedule) decides when requests of an open loop are due.
-//! - [`Admin`] creates topics and asks for offsets, one request at a time.
+//! - [`Admin`] creates topics and asks for offsets, one request at a time; [`Layout`] is who leads and who is in sync.
 
 pub mod admin;
 pub mod batch;
 pub mod connection;
 pub mod consumer;
 pub mod engine;
+pub mod layout;
 pub mod producer;
 pub mod schedule;
 pub mod tally;
@@ -22,8 +23,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use admin::{Admin, NewTopic};
-pub use engine::{Consume, Load, Measured, Pace};
+pub use admin::{Admin, NewTopic, Replicas};
+pub use engine::{Consume, Load, Measured, Pace, Signals};
+pub use layout::Layout;
 pub use tally::Throughput;
 
 /// What the load generator calls itself.
@@ -40,8 +42,8 @@ pub struct Shape {
     pub record_bytes: usize,
     /// Largest batch, header included; `None` is one record per batch. A request holds one batch.
     pub batch_bytes: Option<usize>,
-    /// Connections. Partitions are dealt out to them, so that one connection alone writes to a partition, unless
-    /// there are more connections than partitions.
+    /// Connections, dealt out to the brokers. Partitions are dealt out to those of their leader, so that one connection
+    /// alone writes to a partition, unless there are more connections than partitions.
     pub connections: usize,
     /// Requests on the way per connection when the load is as fast as it can be.
     pub in_flight: usize,
@@ -50,14 +52,25 @@ pub struct Shape {
 /// Where the records are.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// The broker.
-    pub address: SocketAddr,
     /// The topic, which exists.
     pub topic: String,
-    /// Its partitions.
-    pub partitions: u32,
-    /// The broker's process, whose CPU time and memory are measured.
-    pub pid: Option<u32>,
+    /// The leader of each of its partitions, in order.
+    pub leaders: Vec<SocketAddr>,
+    /// The brokers' processes, whose CPU time and memory are measured, added up.
+    pub pids: Vec<u32>,
+}
+
+impl Target {
+    /// A topic of which `address` leads all partitions.
+    pub fn of_one(address: SocketAddr, topic: &str, partitions: u32, pid: Option<u32>) -> Self {
+        let leaders = vec![address; partitions as usize];
+        Self { topic: topic.to_owned(), leaders, pids: pid.into_iter().collect() }
+    }
+
+    /// How many partitions there are.
+    pub fn partitions(&self) -> u32 {
+        u32::try_from(self.leaders.len()).unwrap_or(u32::MAX)
+    }
 }
 
 /// When a phase ends: whichever comes first.

@@ -1,6 +1,7 @@
 //! A connection that produces.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -31,9 +32,9 @@ pub(super) struct Sent {
 }
 
 impl Producer {
-    /// The producer of connection `index` out of `connections`.
-    pub(super) fn new(index: usize, connections: usize, partitions: u32) -> Self {
-        Self { partitions: share(index, connections, partitions), next: 0, in_flight: VecDeque::new() }
+    /// A producer for `partitions`, which are not none, in turn.
+    pub(super) fn new(partitions: Vec<u32>) -> Self {
+        Self { partitions, next: 0, in_flight: VecDeque::new() }
     }
 
     /// Queues the next request; flushing is the caller's.
@@ -68,6 +69,26 @@ impl Producer {
     }
 }
 
+/// Which broker each of `connections` goes to, and with which partitions: connections are dealt out to the brokers in
+/// turn, and the partitions of each broker to its connections.
+pub(super) fn deal(connections: usize, leaders: &[SocketAddr]) -> Vec<(SocketAddr, Vec<u32>)> {
+    let mut led: Vec<(SocketAddr, Vec<u32>)> = Vec::new();
+    for (partition, leader) in (0..).zip(leaders) {
+        match led.iter_mut().find(|(broker, _)| broker == leader) {
+            Some((_, partitions)) => partitions.push(partition),
+            None => led.push((*leader, vec![partition])),
+        }
+    }
+    let brokers = led.len();
+    let one = |index: usize| {
+        let (broker, partitions) = &led[index % brokers];
+        let siblings = (index % brokers..connections).step_by(brokers).count();
+        let mine = share(index / brokers, siblings, u32::try_from(partitions.len()).unwrap_or(u32::MAX));
+        (*broker, mine.into_iter().map(|n| partitions[n as usize]).collect())
+    };
+    (0..if brokers == 0 { 0 } else { connections }).map(one).collect()
+}
+
 /// The partitions of connection `index`: dealt out in turn, or shared when there are more connections.
 pub(super) fn share(index: usize, connections: usize, partitions: u32) -> Vec<u32> {
     let all = 0..partitions;
@@ -84,6 +105,15 @@ mod tests {
     #[test]
     fn partitions_are_dealt_out_so_that_each_has_one_connection() {
         assert_eq!((0..2).map(|c| share(c, 2, 5)).collect::<Vec<_>>(), [vec![0, 2, 4], vec![1, 3]]);
+    }
+
+    #[test]
+    fn every_partition_goes_to_its_leader_on_one_of_that_brokers_connections() {
+        let [a, b] = [1, 2].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let dealt = deal(4, &[a, b, a, b, a]);
+        assert_eq!(dealt, [(a, vec![0, 4]), (b, vec![1]), (a, vec![2]), (b, vec![3])]);
+        assert_eq!(deal(3, &[a, a]), [(a, vec![0]), (a, vec![1]), (a, vec![0])]);
+        assert_eq!(deal(3, &[]), []);
     }
 
     #[test]
