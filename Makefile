@@ -90,7 +90,7 @@ bench-quick: rocksdb clients # compares a few figures with Apache Kafka, in unde
 	$(BUILD_BENCH)
 	@$(BENCH) compare $(BENCH_FOLDER) --quick $(BENCH_ARGUMENTS)
 
-bench-fleet: rocksdb clients # compares fleets of three brokers with Apache Kafka's, half an hour; writes bench/results/fleet.json
+bench-fleet: rocksdb clients # compares fleets of three brokers with Apache Kafka's, more than an hour; writes bench/results/fleet.json
 	$(BUILD_BENCH)
 	@$(BENCH) fleet $(BENCH_FOLDER) --output bench/results/fleet.json $(BENCH_ARGUMENTS)
 

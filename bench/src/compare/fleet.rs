@@ -21,6 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// thousand partitions costs a broker some milliseconds.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// Shortest absence of a broker that is taken back: longer than `replica.lag.time.max.ms`, after which its leaders count it
+/// as one that has been away for long.
+const ABSENCE: Duration = Duration::from_secs(35);
+
 /// Load before a broker is taken back: connections are made, and the schedule is kept.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -146,6 +150,7 @@ impl Run<'_> {
         figures::latency(&mut self.figures, keys, before.latency);
 
         self.fleet[away].child.crash()?;
+        let gone = Instant::now();
         let (others, full) = (self.members()[..away].to_vec(), self.fleet.len());
         let deadline = Instant::now() + PATIENCE;
         for other in &others {
@@ -163,6 +168,7 @@ impl Run<'_> {
         self.figures.insert("data_gb", missed / 1e9);
         page_cache::forget(&self.folder)?;
         page_cache::write_back(&self.folder)?;
+        std::thread::sleep(ABSENCE.saturating_sub(gone.elapsed()));
         self.take_back(away, &others, live, rate, missed)
     }
 

@@ -52,7 +52,7 @@ pub struct CompareArgs {
     /// Measurements of each row at each broker. Default: 3, with --quick 1.
     #[arg(long)]
     pairs: Option<usize>,
-    /// Most seconds of load before each measurement. Default: 40, with --quick 8.
+    /// Most seconds of load before each measurement. Default: 40, with --quick 8, for each broker of a fleet.
     #[arg(long)]
     warm_up: Option<f64>,
     /// Seconds of each measurement. Default: 10, with --quick 2.5.
@@ -175,8 +175,10 @@ impl CompareArgs {
             ensure!((0.1..=3600.0).contains(&seconds), "{name} is between 0.1 and 3600");
             Ok(Duration::from_secs_f64(seconds))
         };
+        let brokers = table.brokers as f64;
         Ok(Effort {
-            warm_up: duration("--warm-up", self.warm_up, (40.0, 8.0))?,
+            // Brokers that share a core share the time in which a just-in-time compiler can work.
+            warm_up: duration("--warm-up", self.warm_up, (40.0 * brokers, 8.0 * brokers))?,
             measure: duration("--seconds", self.seconds, (10.0, 2.5))?,
             // Every broker has all of it.
             bytes: (if self.quick { 1_000_000_000 } else { 3_000_000_000 }) / table.brokers as u64,

@@ -10,6 +10,7 @@ use millrace_protocol::messages::describe_quorum_response::{
     Listener, Node, PartitionData, ReplicaState, TopicData,
 };
 use millrace_protocol::messages::{DescribeQuorumRequest, DescribeQuorumResponse};
+use uuid::Uuid;
 
 use crate::config::HostPort;
 use crate::metadata::MetadataHandle;
@@ -21,17 +22,22 @@ const TOPIC: &str = "__cluster_metadata";
 /// Shorter than clients wait, so that they learn why there is no answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// First version that tells where voters are, and on which directory each has its log (KIP-853). Before it, such fields
+/// must be empty to be encoded at all.
+const NODES_VERSION: i16 = 2;
+
 /// Asks the leader. `listener` is the name of the listener that brokers use among themselves.
 pub(super) async fn handle(
     metadata: &MetadataHandle,
     listener: &str,
+    version: i16,
     request: DescribeQuorumRequest,
 ) -> DescribeQuorumResponse {
     if !is_metadata_log(&request) {
         return refuse(&request, ErrorCode::UnknownTopicOrPartition, "only the metadata log has a quorum");
     }
     match metadata.describe_quorum(TIMEOUT).await {
-        Ok(description) => answer(listener, description),
+        Ok(description) => for_version(version, answer(listener, description)),
         // Clients look for the leader and try again.
         Err(error) => refuse(&request, ErrorCode::NotLeaderOrFollower, &error.to_string()),
     }
@@ -77,6 +83,19 @@ fn answer(listener: &str, description: QuorumDescription) -> DescribeQuorumRespo
     DescribeQuorumResponse { topics: vec![topic], nodes, ..Default::default() }
 }
 
+fn for_version(version: i16, mut response: DescribeQuorumResponse) -> DescribeQuorumResponse {
+    if version >= NODES_VERSION {
+        return response;
+    }
+    response.nodes.clear();
+    for partition in response.topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
+        for replica in partition.current_voters.iter_mut().chain(&mut partition.observers) {
+            replica.replica_directory_id = Uuid::nil();
+        }
+    }
+    response
+}
+
 fn node(listener: &str, replica: &ReplicaDescription) -> Option<Node> {
     let address = HostPort::parse(&replica.address)?;
     let listener = Listener {
@@ -103,7 +122,6 @@ fn replica_state(replica: &ReplicaDescription) -> ReplicaState {
 mod tests {
     use millrace_protocol::messages::describe_quorum_request;
     use millrace_protocol::{Encoder, Message as _};
-    use uuid::Uuid;
 
     use super::super::fixtures::image;
     use super::*;
@@ -150,17 +168,20 @@ mod tests {
         let nodes: Vec<_> =
             response.nodes.iter().map(|node| (node.node_id, node.listeners[0].port)).collect();
         assert_eq!(nodes, [(0, 9093), (1, 9093)]);
-        response.encode(&mut Encoder::new(), 2).expect("the answer fits version 2");
+        for version in 0..=2 {
+            let response = for_version(version, response.clone());
+            response.encode(&mut Encoder::new(), version).expect("the answer fits every version");
+        }
     }
 
     #[tokio::test]
     async fn only_the_metadata_log_has_a_quorum() {
         let metadata = MetadataHandle::fixed(image([1]));
         for request in [request("orders", 0), request(TOPIC, 1)] {
-            let response = handle(&metadata, "FLEET", request).await;
+            let response = handle(&metadata, "FLEET", 2, request).await;
             assert_eq!(response.topics[0].partitions[0].error_code, 3);
         }
-        let response = handle(&metadata, "FLEET", request(TOPIC, 0)).await;
+        let response = handle(&metadata, "FLEET", 2, request(TOPIC, 0)).await;
         assert_eq!(response.topics[0].partitions[0].error_code, 6, "there is no leader to ask");
     }
 }

@@ -273,7 +273,8 @@ impl Api {
             SupportedApi::DescribeQuorum => match frame.decode() {
                 Ok(request) => {
                     let listener = &inner.config.fleet.name;
-                    let response = describe_quorum::handle(&inner.metadata, listener, request).await;
+                    let response =
+                        describe_quorum::handle(&inner.metadata, listener, reply.version, request).await;
                     reply.encode(&inner.metrics, &response)
                 }
                 Err(error) => malformed(reply.key, error),

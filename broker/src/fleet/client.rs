@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
-use super::frame::{Failure, Frame, read_frame};
+use super::frame::{Failure, Frame, Spare, read_frame_into};
 use super::hello::{self, HelloError};
 use super::net::TcpStream;
 use super::serve::write_frames;
@@ -343,8 +343,9 @@ impl Drop for Forget<'_> {
 }
 
 async fn read_answers(mut reader: impl AsyncRead + Unpin, waiting: &Waiting, heard: &Mutex<Option<Instant>>) {
+    let mut spare = Spare::default();
     loop {
-        let frame = match read_frame(&mut reader, MAX_FRAME_BYTES).await {
+        let frame = match read_frame_into(&mut reader, MAX_FRAME_BYTES, &mut spare).await {
             Ok(Some(content)) => Frame::decode(content),
             Ok(None) => return,
             Err(error) => Err(error),

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::*;
-use crate::fleet::frame::FailureKind;
+use crate::fleet::frame::{FailureKind, read_frame};
 use crate::fleet::{CallHandler, FleetListener, Probe};
 use crate::security::tls::tests::Authority;
 

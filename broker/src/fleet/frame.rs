@@ -18,6 +18,13 @@ pub const MAX_FRAME_BYTES: usize = 128 << 20;
 /// A frame grows as its bytes arrive, from this size on: a length alone never makes us allocate more.
 const FIRST_READ_BYTES: usize = 64 << 10;
 
+/// A frame that is full grows to so many times what has arrived. What has arrived is copied then: with large steps little
+/// of it is.
+const GROWTH: usize = 8;
+
+/// Frames from here on are long: new memory for them costs more than their bytes, a page fault for every 4 KiB.
+const LONG_BYTES: usize = 1 << 20;
+
 const CALL: u8 = 1;
 const ANSWER: u8 = 2;
 const FAILURE: u8 = 3;
@@ -178,12 +185,50 @@ fn take(content: &mut Bytes, length: usize) -> Result<Bytes, FrameError> {
     Ok(content.split_to(length))
 }
 
+/// The memory of the long frame before, to be used again once nobody reads that frame any more. A short frame lets go of
+/// it.
+#[derive(Debug, Default)]
+pub(super) struct Spare(BytesMut);
+
+impl Spare {
+    /// Makes room in `content`, which is full and the beginning of `length` bytes.
+    fn grow(&mut self, mut content: BytesMut, length: usize) -> BytesMut {
+        if self.0.try_reclaim(length) {
+            let mut memory = std::mem::take(&mut self.0);
+            memory.extend_from_slice(&content);
+            return memory;
+        }
+        content.reserve((content.len() * (GROWTH - 1)).min(length - content.len()));
+        content
+    }
+
+    /// Shares `content`, and remembers its memory if it is much.
+    fn lend(&mut self, mut content: BytesMut) -> Bytes {
+        self.0 = BytesMut::new();
+        if content.len() < LONG_BYTES {
+            return content.freeze();
+        }
+        let lent = content.split();
+        self.0 = content;
+        lent.freeze()
+    }
+}
+
 /// Reads the next frame's content; `None` when the peer hung up between frames.
 ///
 /// Not cancel-safe: bytes read so far are lost with the future.
 pub(super) async fn read_frame(
     reader: &mut (impl AsyncRead + Unpin),
     limit: usize,
+) -> Result<Option<Bytes>, FrameError> {
+    read_frame_into(reader, limit, &mut Spare::default()).await
+}
+
+/// The same in memory of the frame before, if that was long.
+pub(super) async fn read_frame_into(
+    reader: &mut (impl AsyncRead + Unpin),
+    limit: usize,
+    spare: &mut Spare,
 ) -> Result<Option<Bytes>, FrameError> {
     let mut head = [0_u8; 4];
     if reader.read(&mut head[..1]).await? == 0 {
@@ -197,11 +242,14 @@ pub(super) async fn read_frame(
     let mut content = BytesMut::with_capacity(length.min(FIRST_READ_BYTES));
     let mut rest = reader.take(u64::try_from(length).unwrap_or(u64::MAX));
     while content.len() < length {
+        if content.len() == content.capacity() {
+            content = spare.grow(content, length);
+        }
         if rest.read_buf(&mut content).await? == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
     }
-    Ok(Some(content.freeze()))
+    Ok(Some(spare.lend(content)))
 }
 
 #[cfg(test)]
@@ -245,6 +293,45 @@ mod tests {
         fn any_bytes_are_a_frame_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = Frame::decode(Bytes::from(bytes));
         }
+    }
+
+    #[tokio::test]
+    async fn a_long_frame_comes_whole_in_little_more_memory_than_it_needs() {
+        for length in [FIRST_READ_BYTES, FIRST_READ_BYTES + 1, 5_000_000] {
+            let content: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+            let input = [&u32::try_from(length).unwrap().to_be_bytes()[..], &content].concat();
+            let read = read_frame(&mut &input[..], MAX_FRAME_BYTES).await.unwrap().unwrap();
+            assert!(read == content, "{length} bytes");
+            let room = read.try_into_mut().unwrap().capacity();
+            assert!(room <= 2 * length, "{room} for {length}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_memory_of_a_long_frame_is_used_again_once_nobody_reads_it() {
+        let frame = |byte: u8, length: usize| {
+            [&u32::try_from(length).unwrap().to_be_bytes()[..], &vec![byte; length]].concat()
+        };
+        let long = 2 * LONG_BYTES;
+        let input =
+            [frame(1, long), frame(2, long - 1), frame(3, long), frame(4, 10), frame(5, long)].concat();
+        let (mut input, mut spare) = (&input[..], Spare::default());
+        let mut next =
+            async || read_frame_into(&mut input, MAX_FRAME_BYTES, &mut spare).await.unwrap().unwrap();
+        let first = next().await;
+        let place = first.as_ptr();
+        drop(first);
+        let second = next().await;
+        assert_eq!(second.as_ptr(), place);
+        let third = next().await;
+        assert!(second == vec![2; long - 1] && third == vec![3; long], "neither is overwritten");
+        drop((second, third));
+        assert_eq!(next().await, vec![4; 10]);
+        assert_eq!(spare.0.capacity(), 0, "let go of");
+        assert_eq!(
+            read_frame_into(&mut input, MAX_FRAME_BYTES, &mut spare).await.unwrap().unwrap(),
+            vec![5; long]
+        );
     }
 
     #[tokio::test]

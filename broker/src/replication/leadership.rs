@@ -209,9 +209,14 @@ impl Leadership {
 
     /// A follower fetches from `offset`: everything below is durable there.
     pub(super) fn fetched(&mut self, broker_id: BrokerId, broker_epoch: i64, offset: i64, now: Instant) {
+        let in_sync = self.is_in_sync(broker_id);
         let Some(follower) = self.followers.iter_mut().find(|it| it.member.broker_id == broker_id) else {
             return;
         };
+        if follower.fetching_epoch != broker_epoch && !in_sync {
+            // It was away. That it had caught up before says nothing of how far it has to go now: nobody waits for it.
+            (follower.caught_up, follower.last_fetch) = (None, None);
+        }
         follower.fetching_epoch = broker_epoch;
         follower.durable_end = Some(offset);
         if offset >= self.log_end {

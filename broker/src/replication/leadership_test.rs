@@ -86,6 +86,30 @@ fn l5_a_follower_that_has_far_to_go_is_not_waited_for() {
 }
 
 #[test]
+fn l5_a_follower_that_was_away_is_not_waited_for_until_it_has_caught_up_again() {
+    let (mut leads, now) = leads_from(0, &[1, 2, 3]);
+    leads.appended(10, now);
+    leads.fetched(2, 12, 10, now);
+    leads.fetched(3, 13, 10, now);
+    // 2 dies, misses records, and comes back with another registration well within the lag.
+    let returned = Member { broker_epoch: 22, ..member(2) };
+    leads.update(LeaderAssignment {
+        partition_epoch: 8,
+        followers: vec![returned, member(3)],
+        ..assignment(&[1, 3])
+    });
+    leads.appended(90, now);
+    leads.fetched(3, 13, 90, now);
+    leads.fetched(2, 22, 10, now);
+    assert_eq!(leads.high_watermark(10, 90, now, LAG), 90, "2 has far to go");
+    assert_eq!(isr_of(leads.propose_expansion(90, |_| true)), None);
+    leads.fetched(2, 22, 90, now);
+    leads.appended(100, now);
+    leads.fetched(3, 13, 100, now);
+    assert_eq!(leads.high_watermark(90, 100, now, LAG), 90, "2 may join any moment");
+}
+
+#[test]
 fn l5_a_change_under_way_counts_the_old_and_the_new_ones() {
     let (mut leads, now) = leads_from(0, &[1, 3]);
     fetched(&mut leads, (3, 10), 10, now);
