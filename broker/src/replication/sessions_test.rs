@@ -3,10 +3,11 @@ use uuid::Uuid;
 
 use super::*;
 use crate::replication::leadership::{LeaderAssignment, Member};
-use crate::replication::partition::Assignment;
+use crate::replication::partition::{Appended, Assignment};
 use crate::replication::validate::validate;
 use crate::replication::{RequiredAcks, TopicSettings};
 use crate::storage::batch::samples::batch;
+use crate::storage::journal::held_disk::HeldDisk;
 use crate::storage::journal::{JournalStore, JournalStoreOptions};
 use crate::storage::{Admission, LogStore};
 
@@ -19,6 +20,7 @@ const TOPIC: Uuid = Uuid::from_u128(0x70);
 struct Leader {
     _volume: TempDir,
     _store: Arc<dyn LogStore>,
+    disk: HeldDisk,
     partitions: Vec<Arc<Partition>>,
     sessions: FollowerSessions,
     next_epoch: i32,
@@ -48,7 +50,12 @@ fn leads(leader_epoch: i32) -> Assignment {
 impl Leader {
     fn of(count: i32) -> Self {
         let volume = tempfile::tempdir().unwrap();
-        let options = JournalStoreOptions { reserve_bytes: Some(0), ..JournalStoreOptions::default() };
+        let disk = HeldDisk::default();
+        let options = JournalStoreOptions {
+            reserve_bytes: Some(0),
+            disk: Arc::new(disk.clone()),
+            ..JournalStoreOptions::default()
+        };
         let store: Arc<dyn LogStore> =
             Arc::new(JournalStore::open(volume.path(), Uuid::from_u128(1), options).unwrap());
         let open = |partition| {
@@ -61,15 +68,28 @@ impl Leader {
         };
         let partitions = (0..count).map(open).collect();
         let sessions = FollowerSessions::default();
-        Self { _volume: volume, _store: store, partitions, sessions, next_epoch: BEGIN, leader_epoch: EPOCH }
+        Self {
+            _volume: volume,
+            _store: store,
+            disk,
+            partitions,
+            sessions,
+            next_epoch: BEGIN,
+            leader_epoch: EPOCH,
+        }
     }
 
-    /// Appends a batch with a value of `bytes`, and waits until it can be fetched.
-    async fn append(&self, partition: usize, bytes: usize) {
+    /// Appends a batch with a value of `bytes`.
+    fn queue(&self, partition: usize, bytes: usize) -> Appended {
         let partition = &self.partitions[partition];
         let records = validate(batch(1, &vec![7; bytes]), &partition.settings(), 13, 0).unwrap();
-        let appended =
-            partition.append(records, RequiredAcks::Leader, &Arc::new(Admission::new(None)), 0).unwrap();
+        partition.append(records, RequiredAcks::Leader, &Arc::new(Admission::new(None)), 0).unwrap()
+    }
+
+    /// Appends a batch with a value of `bytes`, and waits until it is durable.
+    async fn append(&self, partition: usize, bytes: usize) {
+        let appended = self.queue(partition, bytes);
+        let partition = &self.partitions[partition];
         let signal = Arc::new(Notify::new());
         partition.register(RequiredAcks::Leader, appended.last_offset + 1, &signal);
         if partition.log().ends().durable_end <= appended.last_offset {
@@ -147,6 +167,19 @@ async fn a_call_waits_for_records_and_ends_when_there_are_some() {
     let call = leader.call(&[], 6_000);
     let (answer, ()) = tokio::join!(leader.sessions.fetch(&leader.partitions, call), leader.append(1, 10));
     assert_eq!(with_records(&answer), [1]);
+}
+
+#[tokio::test]
+async fn a_call_that_waits_ends_with_records_that_are_queued_only() {
+    let mut leader = Leader::of(1);
+    leader.fetch(&[(0, 0)], 6_000).await;
+    let held = leader.disk.hold();
+    let call = leader.call(&[], 6_000);
+    let append = async { leader.queue(0, 10) };
+    let (answer, appended) = tokio::join!(leader.sessions.fetch(&leader.partitions, call), append);
+    assert_eq!(with_records(&answer), [0]);
+    assert!(leader.partitions[0].log().ends().durable_end <= appended.base_offset);
+    drop(held);
 }
 
 #[tokio::test]
