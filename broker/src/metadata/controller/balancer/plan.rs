@@ -231,7 +231,8 @@ impl Planner<'_> {
         (is_no_worse && gain > 0).then_some(gain)
     }
 
-    /// One replica goes over: as long as both have as many as they should.
+    /// One replica goes over: as long as both have as many as they should, and never to a broker that has enough of them
+    /// because the other has far too many.
     fn shift(
         &self,
         from: BrokerId,
@@ -241,7 +242,8 @@ impl Planner<'_> {
     ) -> Option<Vec<(usize, Vec<BrokerId>)>> {
         let (more, less) = (self.model.load(from).replicas, self.model.load(to).replicas);
         let before = counts.excess(more) + counts.excess(less);
-        if counts.excess(more.checked_sub(1)?) + counts.excess(less + 1) > before {
+        let after = counts.excess(more.checked_sub(1)?) + counts.excess(less + 1);
+        if after > before || counts.excess(less + 1) > counts.excess(less) {
             return None;
         }
         let gaining = self.model.movable(from).filter_map(|index| {
