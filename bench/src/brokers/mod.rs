@@ -126,10 +126,17 @@ impl Brokers {
             quorum::form(&ports, CLUSTER_ID, deadline)?;
         }
         for (broker, Formatted { side, .. }) in fleet.iter_mut().zip(formatted) {
-            while known(broker.address).unwrap_or(0) < formatted.len() {
+            loop {
+                let seen = known(broker.address);
+                if seen.as_ref().is_ok_and(|known| *known >= formatted.len()) {
+                    break;
+                }
                 broker.child.ensure_running().with_context(|| format!("{side} does not start"))?;
                 let seconds = START_TIMEOUT.as_secs();
-                ensure!(Instant::now() < deadline, "{side} does not answer after {seconds} s");
+                ensure!(
+                    Instant::now() < deadline,
+                    "{side} is not ready after {seconds} s; brokers it knows: {seen:?}"
+                );
                 std::thread::sleep(POLL);
             }
             broker.start_time = started.elapsed();

@@ -163,7 +163,7 @@ impl CompareArgs {
             }
         }
         let is_wanted = |row: &&Row| match self.rows.as_slice() {
-            [] => row.quick || !self.quick,
+            [] => (row.quick || !self.quick) && !row.only_by_name,
             names => names.iter().any(|name| name == row.name),
         };
         Ok(table.rows.iter().filter(is_wanted).copied().collect())
@@ -326,9 +326,16 @@ mod tests {
     }
 
     #[test]
-    fn quick_has_few_rows_and_a_full_run_all() {
+    fn quick_has_few_rows_and_a_full_run_all_that_need_not_be_named() {
         assert!(arguments(&["--quick"]).select(&ALONE).unwrap().len() < 8);
-        assert_eq!(arguments(&[]).select(&ALONE).unwrap().len(), ALONE.rows.len());
+        let left_out = |row: &&Row| row.only_by_name;
+        assert_eq!(
+            ALONE.rows.iter().filter(left_out).map(|row| row.name).collect::<Vec<_>>(),
+            ["restart-24gb"]
+        );
+        assert_eq!(arguments(&[]).select(&ALONE).unwrap().len(), ALONE.rows.len() - 1);
+        let named = arguments(&["--rows", "restart-24gb"]).select(&ALONE).unwrap();
+        assert_eq!(names(&named), ["restart-24gb"]);
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Row {
     pub scenario: Scenario,
     /// Whether `--quick` has it.
     pub quick: bool,
+    /// Whether it is left out unless `--rows` has its name: it needs more room than most machines have to spare.
+    pub only_by_name: bool,
     /// What the summary shows of it.
     pub headline: Headline,
     /// Brokers at a time, each with a replica of every partition.
@@ -105,6 +107,7 @@ const fn row(name: &'static str, durability: Durability, partitions: u32, scenar
         partitions,
         scenario,
         quick: false,
+        only_by_name: false,
         headline: Headline::Bytes,
         brokers: 1,
         goals: &[],
@@ -119,6 +122,11 @@ const fn fleet(name: &'static str, partitions: u32, scenario: Scenario, goals: &
 impl Row {
     const fn quick(mut self) -> Self {
         self.quick = true;
+        self
+    }
+
+    const fn only_by_name(mut self) -> Self {
+        self.only_by_name = true;
         self
     }
 
@@ -196,6 +204,7 @@ const ROWS: &[Row] = &[
     row("fetch-cold-1000p", Written, 1000, Scenario::FetchCold { shape: kb(16 << 10, 4, 5), partition_bytes: 2 << 20, warm: 100, measured: 200 }),
     row("idle-10000p", Fsync, 1000, Scenario::Idle { topics: 10 }).shows(Headline::Footprint),
     row("restart-4gb", Fsync, 12, Scenario::Restart { shape: kb(MB, 4, 5), bytes: 4_000_000_000 }).shows(Headline::Footprint),
+    row("restart-24gb", Fsync, 12, Scenario::Restart { shape: kb(MB, 4, 5), bytes: 24_000_000_000 }).shows(Headline::Footprint).only_by_name(),
     row("java-64k-12p-fsync",   Fsync,   12, Scenario::JavaProducer { record_bytes: 1024, batch_bytes: KB_64, records: 400_000 }),
     row("java-64k-12p-written", Written, 12, Scenario::JavaProducer { record_bytes: 1024, batch_bytes: KB_64, records: 1_500_000 }),
 ];

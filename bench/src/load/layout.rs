@@ -1,7 +1,7 @@
 //! Who leads the partitions of topics and who is in sync, as one broker tells it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 
 use anyhow::{Context as _, Result};
 use millrace_protocol::messages::MetadataResponse;
@@ -30,10 +30,6 @@ impl Layout {
     /// # Errors
     /// It names an address that is none.
     pub fn of(answer: &MetadataResponse) -> Result<Self> {
-        let address = |host: &str, port: i32| {
-            let text = format!("{host}:{port}");
-            text.parse::<SocketAddr>().with_context(|| format!("a broker at {text}"))
-        };
         let brokers = answer.brokers.iter().map(|it| Ok((it.node_id, address(&it.host, it.port)?)));
         let brokers: BTreeMap<i32, SocketAddr> = brokers.collect::<Result<_>>()?;
         let mut partitions = BTreeMap::new();
@@ -76,6 +72,13 @@ impl Layout {
     }
 }
 
+/// Where a broker is that says it is at `host`, which may be a name; brokers that are measured listen on IPv4.
+fn address(host: &str, port: i32) -> Result<SocketAddr> {
+    let found = (host, u16::try_from(port)?).to_socket_addrs();
+    let found = found.with_context(|| format!("a broker at {host}:{port}"))?.find(SocketAddr::is_ipv4);
+    found.with_context(|| format!("a broker at {host}:{port}, which has no IPv4 address"))
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests may panic")]
 mod tests {
@@ -114,6 +117,14 @@ mod tests {
         assert_eq!(layout.ready(3, None), 1);
         assert_eq!(layout.ready(1, Some(1)), 1);
         assert_eq!(layout.leaders(), None);
+    }
+
+    #[test]
+    fn brokers_may_say_where_they_are_by_name() {
+        assert_eq!(address("localhost", 9092).unwrap(), "127.0.0.1:9092".parse().unwrap());
+        assert_eq!(address("127.0.0.2", 1).unwrap(), "127.0.0.2:1".parse().unwrap());
+        assert!(address("::1", 9092).is_err());
+        assert!(address("localhost", 65_536).is_err());
     }
 
     #[test]
