@@ -33,7 +33,7 @@ struct Running {
 }
 
 impl Children {
-    /// Starts `program` on `core` alone, with output and errors in `log`.
+    /// Starts `program` on `cores` alone, with output and errors in `log`.
     ///
     /// The child dies when the calling thread ends: start children from a thread that lives as long as they shall.
     ///
@@ -41,7 +41,7 @@ impl Children {
     /// It cannot be started, or an interrupt came.
     pub fn start<S: AsRef<OsStr>>(
         &self,
-        core: usize,
+        cores: &[usize],
         program: &Path,
         arguments: impl IntoIterator<Item = S>,
         log: &Path,
@@ -51,7 +51,9 @@ impl Children {
         let output = File::create(log).with_context(|| log.display().to_string())?;
         // A process group of its own: Ctrl-C goes to this process alone, which then decides.
         let process = Command::new(std::env::current_exe()?)
-            .args(["exec", "--core", &core.to_string(), "--parent", &std::process::id().to_string(), "--"])
+            .arg("exec")
+            .args(cores.iter().map(|core| format!("--core={core}")))
+            .args(["--parent", &std::process::id().to_string(), "--"])
             .arg(program)
             .args(arguments)
             .stdin(Stdio::null())
@@ -158,11 +160,11 @@ impl Drop for Child {
     }
 }
 
-/// Becomes `command`, on `core` alone, and ends with the process `parent`. Returns only when that fails.
+/// Becomes `command`, on `cores` alone, and ends with the process `parent`. Returns only when that fails.
 ///
 /// Affinity and the parent death signal outlast the change of program, so that no code has to run between fork and exec.
-pub fn exec(core: usize, parent: u32, command: &[String]) -> anyhow::Error {
-    match pin(core).and_then(|()| follow(parent)) {
+pub fn exec(cores: &[usize], parent: u32, command: &[String]) -> anyhow::Error {
+    match pin(cores).and_then(|()| follow(parent)) {
         Ok(()) => match command {
             [program, arguments @ ..] => {
                 anyhow::Error::new(Command::new(program).args(arguments).exec()).context(program.clone())
@@ -181,15 +183,17 @@ fn follow(parent: u32) -> Result<()> {
     Ok(())
 }
 
-/// Lets the calling thread, and what it starts from now on, run on `core` alone.
+/// Lets the calling thread, and what it starts from now on, run on `cores` alone.
 ///
 /// # Errors
-/// There is no such core for this process.
-pub fn pin(core: usize) -> Result<()> {
-    ensure!(core < CpuSet::MAX_CPU, "there is no core {core}");
+/// None of them is there for this process.
+pub fn pin(cores: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();
-    set.set(core);
-    sched_setaffinity(None, &set).with_context(|| format!("pinning to core {core}"))
+    for core in cores {
+        ensure!(*core < CpuSet::MAX_CPU, "there is no core {core}");
+        set.set(*core);
+    }
+    sched_setaffinity(None, &set).with_context(|| format!("pinning to cores {cores:?}"))
 }
 
 /// The first two cores that this process may use: one for the broker, one for the load.

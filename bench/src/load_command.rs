@@ -88,7 +88,7 @@ impl LoadArgs {
             ensure!((0.0..=86_400.0).contains(&value), "{name} is between 0 and a day");
         }
         if let Some(core) = self.core {
-            children::pin(core)?;
+            children::pin(&[core])?;
         }
         let address = self.address()?;
         if self.create {

@@ -30,11 +30,11 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Measures fleets of three brokers of each in turn.
     Fleet(compare::CompareArgs),
-    /// Becomes another program, on one core, that ends with its parent.
+    /// Becomes another program, on some cores, that ends with its parent.
     #[command(hide = true)]
     Exec {
-        #[arg(long)]
-        core: usize,
+        #[arg(long = "core")]
+        cores: Vec<usize>,
         #[arg(long)]
         parent: u32,
         #[arg(last = true)]
@@ -60,7 +60,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Compare(arguments) => compare(&arguments, &ALONE),
         Command::Fleet(arguments) => compare(&arguments, &FLEET),
-        Command::Exec { core, parent, command } => Err(children::exec(core, parent, &command)),
+        Command::Exec { cores, parent, command } => Err(children::exec(&cores, parent, &command)),
     }
 }
 

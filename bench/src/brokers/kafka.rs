@@ -98,7 +98,8 @@ impl Kafka {
         let arguments = ["format", "-t", CLUSTER_ID, "-c"].map(str::to_owned).into_iter();
         let arguments: Vec<_> = arguments.chain([properties(folder).display().to_string()]).collect();
         let (program, arguments) = self.tool("kafka.tools.StorageTool", &arguments);
-        let child = brokers.children.start(brokers.core, &program, &arguments, &folder.join("format.log"))?;
+        let child =
+            brokers.children.start(&[brokers.core], &program, &arguments, &folder.join("format.log"))?;
         child.finish(FORMAT_TIMEOUT).context("formatting Kafka's data folder")?;
         Ok(())
     }

@@ -95,11 +95,19 @@ impl Brokers {
         }
     }
 
-    /// Prepares an empty folder for `count` brokers, each with a folder in it; one has `folder` itself.
+    /// Prepares an empty folder for `count` brokers, each with a folder in it; one has `folder` itself. They run on their
+    /// core, or share that of the load too.
     ///
     /// # Errors
     /// Kafka's tool fails.
-    pub fn format(&self, side: Side, folder: &Path, count: usize) -> Result<Vec<Formatted>> {
+    pub fn format(
+        &self,
+        side: Side,
+        folder: &Path,
+        count: usize,
+        on_all_cores: bool,
+    ) -> Result<Vec<Formatted>> {
+        let cores = if on_all_cores { vec![self.core, self.load_core] } else { vec![self.core] };
         let ports = (0..count).map(|_| Ports::free()).collect::<Result<Vec<_>>>()?;
         let one = |index: usize| {
             let folder = if count == 1 { folder.to_owned() } else { folder.join(format!("broker-{index}")) };
@@ -108,7 +116,7 @@ impl Brokers {
                 Side::Kafka => self.kafka.format(self, &folder, index, &ports)?,
                 Side::Millrace => self.millrace.format(&folder, index, &ports)?,
             }
-            Ok(Formatted { side, folder, ports: ports[index], is_alone: count == 1 })
+            Ok(Formatted { side, folder, ports: ports[index], is_alone: count == 1, cores: cores.clone() })
         };
         (0..count).map(one).collect()
     }
@@ -157,7 +165,7 @@ impl Brokers {
             Side::Millrace => self.millrace.command(&formatted.folder),
             Side::Kafka => self.kafka.command(&formatted.folder),
         };
-        let child = self.children.start(self.core, &program, &arguments, &log)?;
+        let child = self.children.start(&formatted.cores, &program, &arguments, &log)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, formatted.ports.client));
         Ok(Broker { child, address, start_time: Duration::ZERO })
     }
@@ -171,6 +179,8 @@ pub struct Formatted {
     ports: Ports,
     /// Whether it is a fleet of its own.
     is_alone: bool,
+    /// Where it runs.
+    cores: Vec<usize>,
 }
 
 /// Where a broker listens.

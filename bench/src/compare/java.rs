@@ -58,7 +58,7 @@ pub fn produce(
     ];
     let arguments: Vec<_> = arguments.concat().into_iter().map(str::to_owned).collect();
     let (program, arguments) = brokers.kafka.tool("org.apache.kafka.tools.ProducerPerformance", &arguments);
-    let child = brokers.children.start(brokers.load_core, &program, &arguments, log)?;
+    let child = brokers.children.start(&[brokers.load_core], &program, &arguments, log)?;
     let output = child.finish(TIMEOUT).context("ProducerPerformance")?;
     parse(&output, amount.records).with_context(|| format!("ProducerPerformance said:\n{output}"))
 }

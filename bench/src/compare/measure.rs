@@ -74,7 +74,7 @@ impl Effort {
 /// # Errors
 /// The broker does not start, refuses a request, or lost acknowledged records.
 pub fn measure(row: &Row, side: Side, brokers: &Brokers, effort: Effort, folder: &Path) -> Result<Figures> {
-    let formatted = brokers.format(side, folder, row.brokers)?;
+    let formatted = brokers.format(side, folder, row.brokers, row.on_all_cores)?;
     let fleet = brokers.start(&formatted)?;
     let start_time = fleet.iter().map(|broker| broker.start_time).max().unwrap_or_default();
     let mut run = Run {

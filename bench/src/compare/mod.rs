@@ -205,7 +205,7 @@ impl Comparison {
     /// # Errors
     /// Results cannot be written. A measurement that fails is part of the report.
     pub fn run(mut self) -> Result<(String, bool)> {
-        children::pin(self.brokers.load_core)?;
+        children::pin(&[self.brokers.load_core])?;
         for pair in 1..=self.pairs {
             for row in self.rows.clone() {
                 for side in self.sides.clone() {
