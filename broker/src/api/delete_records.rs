@@ -1,7 +1,8 @@
 //! DeleteRecords: moves the start of logs up. Rule D1.
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use millrace_protocol::ErrorCode;
+use millrace_protocol::messages::delete_records_request::DeleteRecordsTopic;
 use millrace_protocol::messages::delete_records_response::{
     DeleteRecordsPartitionResult, DeleteRecordsTopicResult,
 };
@@ -16,39 +17,36 @@ const HIGH_WATERMARK: i64 = -1;
 /// Low watermark of a partition that could not be answered for.
 const UNKNOWN: i64 = -1;
 
-/// Deletes records of one partition up to and without an offset, or up to the high watermark; answers with the new log
-/// start.
+/// Deletes records of one partition up to and without an offset, or up to the high watermark; answers with the lowest
+/// log start of its replicas once they have done so.
 pub(super) type Delete<'a> =
     dyn Fn(TopicIdPartition, Option<i64>) -> BoxFuture<'a, Result<i64, ErrorCode>> + Send + Sync + 'a;
 
-/// Answers each partition by `delete`, which does not see what is refused here.
+/// Answers each partition by `delete`, which does not see what is refused here. All are deleted side by side: each may
+/// wait for followers.
 pub(super) async fn handle(
     image: &MetadataImage,
     request: &DeleteRecordsRequest,
     delete: &Delete<'_>,
 ) -> DeleteRecordsResponse {
-    let mut answered = Vec::with_capacity(request.topics.len());
-    for topic in &request.topics {
-        let mut partitions = Vec::with_capacity(topic.partitions.len());
-        for asked in &topic.partitions {
+    let answer_topic = async |topic: &DeleteRecordsTopic| {
+        let answers = topic.partitions.iter().map(async |asked| {
             let result = match judge(image, &topic.name, asked.partition_index, asked.offset) {
                 Ok((partition, offset)) => delete(partition, offset).await,
                 Err(error) => Err(error),
             };
-            partitions.push(DeleteRecordsPartitionResult {
+            DeleteRecordsPartitionResult {
                 partition_index: asked.partition_index,
                 low_watermark: result.unwrap_or(UNKNOWN),
                 error_code: result.err().map_or(0, ErrorCode::code),
                 ..Default::default()
-            });
-        }
-        answered.push(DeleteRecordsTopicResult {
-            name: topic.name.clone(),
-            partitions,
-            ..Default::default()
+            }
         });
-    }
-    DeleteRecordsResponse { topics: answered, ..Default::default() }
+        let partitions = join_all(answers).await;
+        DeleteRecordsTopicResult { name: topic.name.clone(), partitions, ..Default::default() }
+    };
+    let topics = join_all(request.topics.iter().map(answer_topic)).await;
+    DeleteRecordsResponse { topics, ..Default::default() }
 }
 
 /// What is to be deleted of which partition.
@@ -73,7 +71,7 @@ fn judge(
 #[cfg(test)]
 mod tests {
     use futures::FutureExt as _;
-    use millrace_protocol::messages::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
+    use millrace_protocol::messages::delete_records_request::DeleteRecordsPartition;
 
     use super::super::fixtures::{add_topic, image};
     use super::*;

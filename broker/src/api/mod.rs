@@ -40,13 +40,15 @@ mod topics;
 pub mod versions;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use millrace_protocol::frame::{self, RequestFrame};
 use millrace_protocol::messages::{
-    DescribeLogDirsRequest, DescribeLogDirsResponse, FetchRequest, FetchResponse, ProduceRequest,
+    DeleteRecordsRequest, DescribeLogDirsRequest, DescribeLogDirsResponse, FetchRequest, FetchResponse,
+    ProduceRequest,
 };
 use millrace_protocol::{ApiKey, ErrorCode, Message, Request};
 use tokio_util::task::TaskTracker;
@@ -219,9 +221,11 @@ impl Api {
                 }
                 Err(error) => malformed(reply.key, error),
             },
-            SupportedApi::DeleteRecords => match frame.decode() {
+            SupportedApi::DeleteRecords => match frame.decode::<DeleteRecordsRequest>() {
                 Ok(request) => {
-                    let delete = |partition, offset| inner.replicas.delete_records(partition, offset).boxed();
+                    let timeout = Duration::from_millis(u64::try_from(request.timeout_ms).unwrap_or(0));
+                    let delete =
+                        |partition, offset| inner.replicas.delete_records(partition, offset, timeout).boxed();
                     let response = delete_records::handle(&image, &request, &delete).await;
                     reply.encode(&inner.metrics, &response)
                 }

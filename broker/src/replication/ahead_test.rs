@@ -25,6 +25,11 @@ async fn until_followers_have(fleet: &Fleet, end: i64) {
     fleet.until(1, all).await;
 }
 
+fn knows_durable_end(leader: &Partition, (broker_id, end): (i32, i64)) -> bool {
+    let positions = leader.watermark().leadership(|leads| leads.positions(Instant::now()));
+    positions.is_some_and(|all| all.iter().any(|it| (it.broker_id, it.durable_end) == (broker_id, Some(end))))
+}
+
 fn from(offset: i64) -> FetchRequestPlan {
     FetchRequestPlan {
         max_wait: Duration::ZERO,
@@ -115,4 +120,47 @@ async fn followers_drop_what_a_leader_lost_that_leads_again_l3() {
     }
     fleet.until_equal(&[1, 2, 3]).await;
     assert_eq!(fleet.stored(2).len(), 4);
+}
+
+/// Three batches that do not fit into one answer, of two records each.
+async fn append_more_than_an_answer(fleet: &Fleet) {
+    for value in [b"1", b"2", b"3"] {
+        let parts = vec![ProducePartition { partition: ID, records: batch(2, &value.repeat(300 << 10)) }];
+        let outcome = fleet.manager(1).append(parts, RequiredAcks::Leader, 13).await.outcome(DEADLINE).await;
+        assert_eq!(outcome[0].error, ErrorCode::None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_is_behind_gets_more_while_it_syncs_and_counts_with_what_is_durable_there_l5() {
+    let fleet = Fleet::start(settings()).await;
+    fleet.cut_off(3);
+    append_more_than_an_answer(&fleet).await;
+    let held = fleet.disk(3).hold();
+    fleet.reconnect(3);
+    // One answer has room for one batch.
+    fleet.until(3, |it| it.log().ends().log_end == 4).await;
+    assert_eq!(fleet.ends(3).durable_end, 0);
+    assert!(knows_durable_end(&fleet.partition(1), (3, 0)));
+    let lagging = fleet.partition(1).watermark().leadership(|leads| leads.is_in_sync(3));
+    assert!(lagging == Some(false) || fleet.partition(1).high_watermark() == 0);
+    drop(held);
+    fleet.until_isr(vec![1, 2, 3]).await;
+    fleet.until(1, |it| it.high_watermark() == 6).await;
+    fleet.until_equal(&[1, 2, 3]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_tells_at_once_when_it_has_become_durable_though_the_leader_has_nothing_for_it() {
+    let fleet = Fleet::start_patient(settings()).await;
+    fleet.produce(1, batch(2, b"first")).await;
+    let held = fleet.disk(1).hold();
+    let _lost_with_its_leader = append(&fleet, b"second").await;
+    until_followers_have(&fleet, 4).await;
+    // It has everything, but not on its disk.
+    fleet.elect(2, &[1, 2, 3]);
+    fleet.until(2, |it| knows_durable_end(it, (1, 2))).await;
+    assert_eq!(fleet.partition(2).high_watermark(), 2);
+    drop(held);
+    fleet.until(2, |it| it.high_watermark() == 4).await;
 }

@@ -1,8 +1,9 @@
 //! The follower's side of replication: one task for each leader fetches all partitions that follow it (L3, L4).
 //!
 //! Only this task changes the log of a partition that follows: it appends what it was sent, and asks for more when that
-//! is durable, so that the offset it asks for tells the leader what is safe here. Where the logs part it cuts its own
-//! back to what the leader has, by epochs and never by the high watermark (KIP-101), and asks again.
+//! is durable, so that the leader hears what is safe here. While it is behind, it asks at once and tells of the durable
+//! end later: the next records come while the last ones are synced. Where the logs part it cuts its own back to what the
+//! leader has, by epochs and never by the high watermark (KIP-101), and asks again.
 //!
 //! Throttled replicas that are not in sync are left out of calls while their rate is used up (KIP-73).
 
@@ -15,10 +16,11 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::RequiredAcks;
 use super::manager::Inner;
 use super::partition::{FollowError, Partition};
+use super::registrations::Registrations;
 use super::sessions::{BEGIN, WAKE};
+use super::waiters::Awaited;
 use crate::metadata::image::{BrokerId, BrokerImage, TopicIdPartition};
 use crate::schema::internal::replica_fetch_answer::FetchedReplica;
 use crate::schema::internal::replica_fetch_call::{FollowedPartition, ForgottenPartition};
@@ -125,6 +127,9 @@ struct Fetcher {
     to_forget: HashSet<TopicIdPartition>,
     /// Partitions that are asked for again later.
     later: Vec<(Instant, TopicIdPartition)>,
+    /// Partitions that were named before they were durable up to the end of their logs, and that end. They are named
+    /// again when they are.
+    unsettled: HashMap<TopicIdPartition, (Arc<Partition>, i64)>,
     session_epoch: i32,
     back_off: Duration,
 }
@@ -139,6 +144,7 @@ impl Fetcher {
             to_name: HashSet::new(),
             to_forget: HashSet::new(),
             later: Vec::new(),
+            unsettled: HashMap::new(),
             session_epoch: BEGIN,
             back_off: FIRST_BACK_OFF,
         }
@@ -156,10 +162,7 @@ impl Fetcher {
             let outcome = match self.leader() {
                 Some((leader, call)) => {
                     self.leave_out_throttled(call.0);
-                    match self.settled().await {
-                        Ok(()) => self.exchange(&leader, call).await,
-                        Err(StoreGone) => return,
-                    }
+                    self.exchange(&leader, call).await
                 }
                 None => Err("the metadata does not know the leader's address".to_owned()),
             };
@@ -211,6 +214,7 @@ impl Fetcher {
         self.to_name = self.following.keys().copied().collect();
         self.to_forget.clear();
         self.later.clear();
+        self.unsettled.clear();
     }
 
     /// Whom to call, and as whom.
@@ -240,13 +244,6 @@ impl Fetcher {
         }
     }
 
-    /// Waits until everything is durable that is in the logs to be named: the offset asked for says so.
-    async fn settled(&self) -> Result<(), StoreGone> {
-        let named = self.to_name.iter().filter_map(|id| self.following.get(id));
-        let ends = named.map(|order| (Arc::clone(&order.partition), order.partition.fetch_position().0));
-        durable(ends.collect()).await
-    }
-
     async fn exchange(
         &mut self,
         leader: &BrokerImage,
@@ -256,13 +253,22 @@ impl Fetcher {
         let now = Instant::now();
         let next = self.later.iter().map(|(at, _)| at.saturating_duration_since(now)).min();
         let wait = next.map_or(options.replica_fetch_wait, |next| next.min(options.replica_fetch_wait));
+        let mut partitions = Vec::new();
+        for id in std::mem::take(&mut self.to_name) {
+            let Some(order) = self.following.get(&id) else { continue };
+            let named = name(order);
+            if named.durable_end < named.fetch_offset {
+                self.unsettled.insert(id, (Arc::clone(&order.partition), named.fetch_offset));
+            }
+            partitions.push(named);
+        }
         let call = ReplicaFetchCall {
             replica_id,
             broker_epoch,
             session_epoch: self.session_epoch,
             max_wait_ms: i32::try_from(wait.as_millis()).unwrap_or(i32::MAX),
             max_bytes: options.replica_fetch_bytes,
-            partitions: self.to_name.iter().filter_map(|id| self.name(*id)).collect(),
+            partitions,
             forgotten: self
                 .to_forget
                 .iter()
@@ -274,7 +280,6 @@ impl Fetcher {
                 .collect(),
             ..ReplicaFetchCall::default()
         };
-        self.to_name.clear();
         let timeout = wait + ANSWER_TIMEOUT;
         let answer = options.peers.fetch(leader, call, timeout);
         tokio::pin!(answer);
@@ -282,6 +287,8 @@ impl Fetcher {
             biased;
             answer = &mut answer => return answer,
             () = self.changes.changed.notified() => {}
+            // What came of it is seen when the answer is there.
+            _ = durable(self.unsettled.values()), if !self.unsettled.is_empty() => {}
         }
         // There is something to add: the leader need not wait for records.
         let wake =
@@ -291,33 +298,15 @@ impl Fetcher {
         answer
     }
 
-    fn name(&self, id: TopicIdPartition) -> Option<FollowedPartition> {
-        let order = self.following.get(&id)?;
-        let ends = order.partition.log().ends();
-        let is_durable = ends.durable_end >= ends.log_end;
-        #[cfg(test)]
-        let is_durable = is_durable || bugs::has(Bug::AcknowledgesBeforeDurable);
-        if !is_durable {
-            // It does not follow any more, which this task is about to hear: others append to it, or its log is gone.
-            return None;
-        }
-        let (fetch_offset, last_fetched_epoch) = order.partition.fetch_position_at(ends.log_end);
-        Some(FollowedPartition {
-            topic_id: id.topic_id,
-            partition_id: id.partition,
-            leader_epoch: order.leader_epoch,
-            fetch_offset,
-            last_fetched_epoch: last_fetched_epoch.unwrap_or(-1),
-            ..FollowedPartition::default()
-        })
-    }
-
     async fn take_answer(&mut self, answer: ReplicaFetchAnswer) -> Result<(), StoreGone> {
+        let earlier = std::mem::take(&mut self.unsettled);
         let (mut appended, mut said) = (Vec::new(), Vec::new());
+        let mut may_go_on = false;
         for fetched in answer.partitions {
             let id = TopicIdPartition { topic_id: fetched.topic_id, partition: fetched.partition_id };
             let Some(order) = self.following.get(&id) else { continue };
             let (partition, leader_epoch) = (Arc::clone(&order.partition), order.leader_epoch);
+            let fetchable_end = fetched.fetchable_end;
             if fetched.error == ErrorCode::None.code() && fetched.diverging_epoch < 0 {
                 let (high_watermark, log_start) = (fetched.high_watermark, fetched.log_start);
                 said.push((Arc::clone(&partition), leader_epoch, high_watermark, log_start));
@@ -329,6 +318,7 @@ impl Fetcher {
                 }
                 Ok(Next::AskWhenDurable { log_end }) => {
                     self.to_name.insert(id);
+                    may_go_on |= log_end < fetchable_end;
                     appended.push((partition, log_end));
                 }
                 Ok(Next::AskLater(pause)) => self.later.push((Instant::now() + pause, id)),
@@ -340,10 +330,30 @@ impl Fetcher {
                 Err(error) => self.complain(id, &error),
             }
         }
-        durable(appended).await?;
+        if !appended.is_empty() {
+            // At most what two answers bring is on its way to the disk.
+            durable(earlier.values()).await?;
+        }
+        for (id, (partition, end)) in earlier {
+            if is_settled(&partition, end)? {
+                self.to_name.insert(id);
+            } else {
+                self.unsettled.insert(id, (partition, end));
+            }
+        }
+        // A log start is said once: it moves there now, or not at all.
+        let is_durable_there =
+            |partition: &Partition, log_start| partition.log().ends().durable_end >= log_start;
+        if !may_go_on
+            || !said.iter().all(|(partition, _, _, log_start)| is_durable_there(partition, *log_start))
+        {
+            durable(&appended).await?;
+        }
         for (partition, leader_epoch, high_watermark, log_start) in said {
             let follow = move |it: &Partition| Ok(it.follow_ends(leader_epoch, high_watermark, log_start)?);
             let outcome = if partition.is_behind_log_start(log_start) {
+                // The leader waits to hear that it has moved (D1).
+                self.to_name.insert(partition.id());
                 on_disk(&partition, follow).await
             } else {
                 follow(&partition)
@@ -448,6 +458,37 @@ enum Next {
 /// The store takes nothing any more; the broker is about to stop.
 struct StoreGone;
 
+/// Where a partition stands. If it does not follow any more, which this task is about to hear, the epoch of its last
+/// record is a later one than the leader's, and nothing is taken from what it says.
+fn name(Order { partition, leader_epoch }: &Order) -> FollowedPartition {
+    let ends = partition.log().ends();
+    let durable_end = ends.durable_end;
+    #[cfg(test)]
+    let durable_end = if bugs::has(Bug::AcknowledgesBeforeDurable) { ends.log_end } else { durable_end };
+    let (fetch_offset, last_fetched_epoch) = partition.fetch_position_at(ends.log_end);
+    FollowedPartition {
+        topic_id: partition.id().topic_id,
+        partition_id: partition.id().partition,
+        leader_epoch: *leader_epoch,
+        fetch_offset,
+        durable_end,
+        log_start: ends.log_start,
+        last_fetched_epoch: last_fetched_epoch.unwrap_or(-1),
+        ..FollowedPartition::default()
+    }
+}
+
+/// Whether a log is durable up to `end`, or to its own: one that was cut meanwhile has nothing left to wait for. True
+/// also where it does not follow any more: what was on its way to a log that was deleted never becomes durable.
+fn is_settled(partition: &Partition, end: i64) -> Result<bool, StoreGone> {
+    let ends = partition.log().ends();
+    let is_durable = ends.durable_end >= end.min(ends.log_end);
+    if !is_durable && partition.watermark().has_failed() {
+        return Err(StoreGone);
+    }
+    Ok(is_durable || partition.role().follows.is_none())
+}
+
 async fn on_disk(
     partition: &Arc<Partition>,
     work: impl FnOnce(&Partition) -> Result<(), FollowError> + Send + 'static,
@@ -460,33 +501,22 @@ async fn on_disk(
     }
 }
 
-/// Waits until logs are durable up to the ends given, those of partitions that do not follow any more left out: what was
-/// on its way to a log that was deleted never becomes durable.
-async fn durable(ends: Vec<(Arc<Partition>, i64)>) -> Result<(), StoreGone> {
+/// Waits until logs are settled up to the ends given, see [`is_settled`]. Cancel-safe.
+async fn durable(ends: impl IntoIterator<Item = &(Arc<Partition>, i64)>) -> Result<(), StoreGone> {
     #[cfg(test)]
     if bugs::has(Bug::AcknowledgesBeforeDurable) {
         return Ok(());
     }
     let signal = Arc::new(Notify::new());
-    for (partition, end) in &ends {
+    for (partition, end) in ends {
         loop {
             // Registered before it looks, so that nothing happens unnoticed.
-            partition.register(RequiredAcks::Leader, *end, &signal);
-            // A log that was cut meanwhile has nothing left to wait for.
-            let log = partition.log().ends();
-            let done = log.durable_end >= (*end).min(log.log_end);
-            let failed = partition.watermark().has_failed();
-            let follows = partition.role().follows.is_some();
-            if !done && !failed && follows {
-                signal.notified().await;
-            }
-            partition.leave(RequiredAcks::Leader, &signal);
-            if failed {
-                return Err(StoreGone);
-            }
-            if done || !follows {
+            let mut registrations = Registrations::new(&signal, Awaited::Durable);
+            registrations.add(partition, *end);
+            if is_settled(partition, *end)? {
                 break;
             }
+            signal.notified().await;
         }
     }
     Ok(())

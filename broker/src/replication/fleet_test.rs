@@ -1,5 +1,6 @@
 //! Three brokers' replicas in one process: what is acknowledged, who is in sync, and what becomes of parted logs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_protocol::ErrorCode;
@@ -121,13 +122,49 @@ async fn a_follower_behind_the_leaders_log_start_begins_there() {
         fleet.produce(1, batch(10, b"value")).await;
     }
     fleet.until_isr(vec![1, 2]).await;
-    // In the middle of a batch.
-    assert_eq!(fleet.manager(1).delete_records(ID, Some(25)).await, Ok(25));
+    // In the middle of a batch. The third does not answer, and is still taken to be there.
+    let deleted = fleet.manager(1).delete_records(ID, Some(25), Duration::from_millis(50)).await;
+    assert_eq!(deleted, Err(ErrorCode::RequestTimedOut));
+    assert_eq!(fleet.ends(1).log_start, 25);
     fleet.until(2, |it| it.log().ends().log_start == 25).await;
     fleet.reconnect(3);
     fleet.until_isr(vec![1, 2, 3]).await;
     fleet.until(3, |it| it.log().ends().log_start == 25).await;
     assert_eq!(fleet.stored(3), fleet.stored(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_are_deleted_on_all_replicas_in_service_when_the_answer_comes_d1() {
+    let fleet = Fleet::start(settings()).await;
+    for _ in 0..4 {
+        fleet.produce(1, batch(10, b"value")).await;
+    }
+    fleet.cut_off(3);
+    let manager = fleet.manager(1);
+    let delete = tokio::spawn(async move { manager.delete_records(ID, Some(25), DEADLINE).await });
+    fleet.until(2, |it| it.log().ends().log_start == 25).await;
+    assert_eq!(fleet.ends(1).log_start, 25);
+    assert!(!delete.is_finished(), "3 has not heard of it");
+    fleet.reconnect(3);
+    assert_eq!(delete.await.unwrap(), Ok(25));
+    let starts: Vec<_> = (1..=3).map(|broker_id| fleet.ends(broker_id).log_start).collect();
+    assert_eq!(starts, [25, 25, 25]);
+    assert_eq!(fleet.manager(1).delete_records(ID, None, DEADLINE).await, Ok(40));
+    let starts: Vec<_> = (1..=3).map(|broker_id| fleet.ends(broker_id).log_start).collect();
+    assert_eq!(starts, [40, 40, 40]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_a_replica_that_goes_out_of_service_d1() {
+    let fleet = Fleet::start(settings()).await;
+    fleet.produce(1, batch(10, b"value")).await;
+    fleet.cut_off(3);
+    let manager = fleet.manager(1);
+    let delete = tokio::spawn(async move { manager.delete_records(ID, Some(5), DEADLINE).await });
+    fleet.until(2, |it| it.log().ends().log_start == 5).await;
+    assert!(!delete.is_finished());
+    fleet.shared.edit(|image| Arc::make_mut(image.brokers.get_mut(&3).unwrap()).fenced = true);
+    assert_eq!(delete.await.unwrap(), Ok(5));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,6 +45,19 @@ pub struct Member {
     pub eligible: bool,
 }
 
+/// What a follower says of its log when it fetches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FollowerLog {
+    /// First offset.
+    pub log_start: i64,
+    /// Everything below is durable there.
+    pub durable_end: i64,
+    /// Where it ends.
+    pub log_end: i64,
+    /// Leader epoch of its last record.
+    pub last_epoch: Option<i32>,
+}
+
 /// In-sync replicas that the leader wants, each with the epoch of its registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proposal {
@@ -76,6 +89,8 @@ struct Follower {
     fetching_epoch: i64,
     /// Its durable end; `None` before its first fetch in this epoch.
     durable_end: Option<i64>,
+    /// Where its log starts; likewise.
+    log_start: Option<i64>,
     /// The leader's log end at its last fetch, and when that was.
     last_fetch: Option<(i64, Instant)>,
     /// When it last had everything that the leader had at the time, if it ever did.
@@ -97,7 +112,15 @@ pub(super) struct Position {
 
 impl Follower {
     fn new(member: Member, caught_up: Option<Instant>) -> Self {
-        Self { member, fetching_epoch: -1, durable_end: None, last_fetch: None, caught_up, filling: None }
+        Self {
+            member,
+            fetching_epoch: -1,
+            durable_end: None,
+            log_start: None,
+            last_fetch: None,
+            caught_up,
+            filling: None,
+        }
     }
 
     /// L6: it has all of the leader's log, or had it within `lag`.
@@ -207,8 +230,9 @@ impl Leadership {
         self.followers.iter().map(position).collect()
     }
 
-    /// A follower fetches from `offset`: everything below is durable there.
-    pub(super) fn fetched(&mut self, broker_id: BrokerId, broker_epoch: i64, offset: i64, now: Instant) {
+    /// A follower fetches, whose log is a beginning of this one.
+    pub(super) fn fetched(&mut self, broker_id: BrokerId, broker_epoch: i64, log: FollowerLog, now: Instant) {
+        let FollowerLog { log_start, durable_end, .. } = log;
         let in_sync = self.is_in_sync(broker_id);
         let Some(follower) = self.followers.iter_mut().find(|it| it.member.broker_id == broker_id) else {
             return;
@@ -218,16 +242,23 @@ impl Leadership {
             (follower.caught_up, follower.last_fetch) = (None, None);
         }
         follower.fetching_epoch = broker_epoch;
-        follower.durable_end = Some(offset);
-        if offset >= self.log_end {
+        (follower.log_start, follower.durable_end) = (Some(log_start), Some(durable_end));
+        if durable_end >= self.log_end {
             follower.caught_up = Some(now);
         } else if let Some((end, at)) = follower.last_fetch
-            && offset >= end
+            && durable_end >= end
         {
             // It has what the leader had then, however much came since: a busy leader ejects nobody who keeps up.
             follower.caught_up = follower.caught_up.max(Some(at));
         }
         follower.last_fetch = Some((self.log_end, now));
+    }
+
+    /// Lowest log start of this broker, whose own is `log_start`, and of the followers that are in service (D1); -1 while
+    /// one of them has not fetched in this epoch.
+    pub(super) fn low_watermark(&self, log_start: i64) -> i64 {
+        let in_service = self.followers.iter().filter(|it| it.member.eligible);
+        in_service.map(|it| it.log_start.unwrap_or(-1)).fold(log_start, i64::min)
     }
 
     /// In-sync followers whose logs reach beyond `offset`, each with its durable end.

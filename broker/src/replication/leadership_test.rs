@@ -22,10 +22,15 @@ fn leads_from(epoch_start: i64, isr: &[BrokerId]) -> (Leadership, Instant) {
     (Leadership::begin(assignment(isr), epoch_start, now), now)
 }
 
+/// A log that is durable up to its end.
+fn log(log_start: i64, end: i64) -> FollowerLog {
+    FollowerLog { log_start, durable_end: end, log_end: end, last_epoch: None }
+}
+
 /// A follower has everything below `offset` durable when the leader's log ends at `log_end`.
 fn fetched(leads: &mut Leadership, (broker_id, offset): (BrokerId, i64), log_end: i64, now: Instant) {
     leads.appended(log_end, now);
-    leads.fetched(broker_id, member(broker_id).broker_epoch, offset, now);
+    leads.fetched(broker_id, member(broker_id).broker_epoch, log(0, offset), now);
 }
 
 fn isr_of(proposal: Option<Proposal>) -> Option<Vec<BrokerId>> {
@@ -89,8 +94,8 @@ fn l5_a_follower_that_has_far_to_go_is_not_waited_for() {
 fn l5_a_follower_that_was_away_is_not_waited_for_until_it_has_caught_up_again() {
     let (mut leads, now) = leads_from(0, &[1, 2, 3]);
     leads.appended(10, now);
-    leads.fetched(2, 12, 10, now);
-    leads.fetched(3, 13, 10, now);
+    leads.fetched(2, 12, log(0, 10), now);
+    leads.fetched(3, 13, log(0, 10), now);
     // 2 dies, misses records, and comes back with another registration well within the lag.
     let returned = Member { broker_epoch: 22, ..member(2) };
     leads.update(LeaderAssignment {
@@ -99,13 +104,13 @@ fn l5_a_follower_that_was_away_is_not_waited_for_until_it_has_caught_up_again() 
         ..assignment(&[1, 3])
     });
     leads.appended(90, now);
-    leads.fetched(3, 13, 90, now);
-    leads.fetched(2, 22, 10, now);
+    leads.fetched(3, 13, log(0, 90), now);
+    leads.fetched(2, 22, log(0, 10), now);
     assert_eq!(leads.high_watermark(10, 90, now, LAG), 90, "2 has far to go");
     assert_eq!(isr_of(leads.propose_expansion(90, |_| true)), None);
-    leads.fetched(2, 22, 90, now);
+    leads.fetched(2, 22, log(0, 90), now);
     leads.appended(100, now);
-    leads.fetched(3, 13, 100, now);
+    leads.fetched(3, 13, log(0, 100), now);
     assert_eq!(leads.high_watermark(90, 100, now, LAG), 90, "2 may join any moment");
 }
 
@@ -166,7 +171,7 @@ fn l7_a_follower_joins_at_the_high_watermark_and_not_before_the_epoch_began() {
 #[test]
 fn l7_a_follower_of_an_earlier_registration_or_out_of_service_does_not_join() {
     let (mut leads, now) = leads_from(0, &[1]);
-    leads.fetched(2, 11, 30, now);
+    leads.fetched(2, 11, log(0, 30), now);
     assert_eq!(leads.propose_expansion(30, |_| true), None);
     let fenced = Member { eligible: false, ..member(2) };
     leads.update(LeaderAssignment { followers: vec![fenced, member(3)], ..assignment(&[1]) });
@@ -214,4 +219,18 @@ fn l6_a_follower_that_idled_at_the_end_has_the_time_of_one_lag_for_what_is_new()
     leads.appended(101, later);
     assert_eq!(leads.propose_shrinking(later + LAG, LAG), None);
     assert_eq!(isr_of(leads.propose_shrinking(later + LAG * 2, LAG)), Some(vec![1]));
+}
+
+#[test]
+fn d1_the_low_watermark_is_the_lowest_log_start_of_replicas_in_service() {
+    let now = Instant::now();
+    let mut third = member(3);
+    third.eligible = false;
+    let followers = vec![member(2), third];
+    let mut leads = Leadership::begin(LeaderAssignment { followers, ..assignment(&[1, 2]) }, 0, now);
+    assert_eq!(leads.low_watermark(7), -1, "nobody knows where the log of 2 starts");
+    leads.fetched(2, member(2).broker_epoch, log(4, 10), now);
+    assert_eq!(leads.low_watermark(7), 4);
+    leads.fetched(2, member(2).broker_epoch, log(9, 10), now);
+    assert_eq!(leads.low_watermark(7), 7);
 }

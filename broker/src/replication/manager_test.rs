@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -6,7 +7,7 @@ use millrace_protocol::records::{BatchBuilder, BatchHeader, Compression, NewReco
 use tempfile::TempDir;
 
 use super::*;
-use crate::metadata::image::{PartitionImage, Replica};
+use crate::metadata::image::{BrokerImage, PartitionImage, Replica};
 use crate::replication::FetchPartition;
 use crate::replication::peers::NoPeers;
 use crate::storage::batch::samples::{batch, batch_at, producer_batch};
@@ -519,11 +520,17 @@ async fn records_are_deleted_up_to_the_high_watermark_and_not_in_a_compacted_top
     for _ in 0..4 {
         broker.produce(id(1, 0), batch(1, b"v")).await;
     }
-    assert_eq!(broker.manager.delete_records(id(1, 0), Some(2)).await, Ok(2));
-    assert_eq!(broker.manager.delete_records(id(1, 0), Some(1)).await, Ok(2), "never moves back");
-    assert_eq!(broker.manager.delete_records(id(1, 0), Some(5)).await, Err(ErrorCode::OffsetOutOfRange));
-    assert_eq!(broker.manager.delete_records(id(1, 0), None).await, Ok(4));
-    assert_eq!(broker.manager.delete_records(id(9, 0), None).await, Err(ErrorCode::UnknownTopicOrPartition));
+    assert_eq!(broker.manager.delete_records(id(1, 0), Some(2), TIMEOUT).await, Ok(2));
+    assert_eq!(broker.manager.delete_records(id(1, 0), Some(1), TIMEOUT).await, Ok(2), "never moves back");
+    assert_eq!(
+        broker.manager.delete_records(id(1, 0), Some(5), TIMEOUT).await,
+        Err(ErrorCode::OffsetOutOfRange)
+    );
+    assert_eq!(broker.manager.delete_records(id(1, 0), None, TIMEOUT).await, Ok(4));
+    assert_eq!(
+        broker.manager.delete_records(id(9, 0), None, TIMEOUT).await,
+        Err(ErrorCode::UnknownTopicOrPartition)
+    );
     broker.manager.shutdown().await;
     let settings = TopicSettings {
         log: LogSettings { delete_old: false, ..LogSettings::default() },
@@ -531,7 +538,7 @@ async fn records_are_deleted_up_to_the_high_watermark_and_not_in_a_compacted_top
     };
     let broker = Broker::start_with(volume.path(), image(6, &[(1, &[OURS])]), true, settings).await;
     assert_eq!(broker.manager.logs()[0].log_start_offset, 4, "it lasts");
-    assert_eq!(broker.manager.delete_records(id(1, 0), None).await, Err(ErrorCode::PolicyViolation));
+    assert_eq!(broker.manager.delete_records(id(1, 0), None, TIMEOUT).await, Err(ErrorCode::PolicyViolation));
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
 //! Partitions hosted by this broker: leadership, appends, reads, and the requests that wait for them.
 //!
 //! [`ReplicaManager`] follows the metadata image: it opens the logs of partitions that have a replica here, leads or
-//! follows as the image says, and deletes logs of topics that are gone and of replicas that were taken away. [`Partition`] is one of them. What a client
-//! sends is judged in [`validate`] and [`producer_state`], which know no log.
+//! follows as the image says, and deletes logs of topics that are gone and of replicas that were taken away (`hosting`).
+//! [`Partition`] is one of them. What a client sends is judged in [`validate`] and [`producer_state`], which know no log.
+//! Fetches of clients are in `reads`, what is done now and then in `upkeep`.
 //!
 //! Kafka's model of replication: followers fetch from the leader (`fetcher` there, `sessions` here), the leader keeps
 //! track of them (`leadership`, pure), the high watermark is the lowest durable end of the in-sync replicas
@@ -15,10 +16,11 @@
 //! - A follower cuts its log by leader epochs only, never because of the high watermark (KIP-101).
 //! - A partition takes appends only while the image of a broker that has caught up names this broker, on this volume,
 //!   as its leader.
-//! - No log is deleted on a guess: see [`manager`].
+//! - No log is deleted on a guess: see `hosting`.
 
 pub mod cleaner;
 mod fetcher;
+mod hosting;
 mod leadership;
 mod load;
 pub mod manager;
@@ -28,9 +30,11 @@ mod pending_produce;
 pub mod producer_state;
 mod progress;
 mod proposals;
+mod reads;
 mod registrations;
 mod sessions;
 mod throttle;
+mod upkeep;
 pub mod validate;
 mod waiters;
 mod watermark;

@@ -4,44 +4,34 @@
 //! batch) and never across a wait. Offsets therefore follow the order in which appends got the mutex, and the log
 //! gets them in that order.
 
+mod following;
+mod offsets;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use millrace_protocol::records::{BatchError, BatchHeader, RecordBatch};
+use millrace_protocol::records::{BatchError, BatchHeader};
 use millrace_protocol::{ErrorCode, RecordBytes};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::leadership::{LeaderAssignment, Proposal};
+use super::leadership::{FollowerLog, LeaderAssignment, Proposal};
 use super::producer_state::{ProducerStates, SequenceError, Verdict};
+use super::registrations::Registrations;
 use super::sessions::FollowerSignal;
 use super::validate::ValidatedBatch;
-use super::waiters::Waiters;
+use super::waiters::{Awaited, Waiters};
 use super::watermark::Watermark;
-use super::{
-    FetchPartition, FoundOffset, OffsetQuery, ReplicaProgress, RequiredAcks, ThrottledReplicas, TopicSettings,
-};
+use super::{FetchPartition, ReplicaProgress, RequiredAcks, ThrottledReplicas, TopicSettings};
 use crate::metadata::image::{BrokerId, TopicIdPartition};
 #[cfg(test)]
 use crate::simulation::bugs::{self, Bug};
-use crate::storage::batch::{StoredBatchError, parse_whole};
 use crate::storage::{
     Admission, AppendBatch, EpochEnd, LogEnds, LogListener, LogStore, PartitionLog, ReadRange, Reader,
     StateSnapshot, StorageError,
 };
-
-/// Special timestamps of ListOffsets (O1).
-const LATEST: i64 = -1;
-const EARLIEST: i64 = -2;
-const MAX_TIMESTAMP: i64 = -3;
-const EARLIEST_LOCAL: i64 = -4;
-const LATEST_TIERED: i64 = -5;
-
-/// Most bytes that the records of a stored batch may decompress to when they are searched.
-const MAX_SEARCHED_BYTES: usize = 256 << 20;
 
 /// Snapshots of the producers' state that are kept in memory: a log that is truncated goes back to one of them.
 const SNAPSHOTS_KEPT: usize = 2;
@@ -459,46 +449,6 @@ impl Partition {
         read.map_err(|error| self.report(&error))
     }
 
-    /// Whether [`find_offset`](Self::find_offset) reads from disk for this timestamp.
-    pub fn needs_disk(timestamp: i64) -> bool {
-        !matches!(timestamp, LATEST | EARLIEST | EARLIEST_LOCAL | LATEST_TIERED)
-    }
-
-    /// Answers ListOffsets (O1–O3). Blocks on the disk where [`needs_disk`](Self::needs_disk) says so.
-    pub fn find_offset(&self, query: &OffsetQuery) -> Result<FoundOffset, ErrorCode> {
-        self.check_leader(query.current_leader_epoch)?;
-        let ends = self.log.ends();
-        let at = |offset| FoundOffset {
-            offset,
-            timestamp: -1,
-            leader_epoch: self.log.epoch_at(offset).or_else(|| self.log.latest_epoch()).unwrap_or(-1),
-        };
-        let nothing = FoundOffset { offset: -1, timestamp: -1, leader_epoch: -1 };
-        let search = |timestamp| self.search_time(timestamp, &ends).map_err(|error| self.report(&error));
-        // L8: until the high watermark has come as far as the log was when this epoch began, clients have seen later ones.
-        let high_watermark = self.high_watermark();
-        let is_behind = self.watermark.leadership(|leadership| high_watermark < leadership.epoch_start());
-        match query.timestamp {
-            LATEST if is_behind == Some(true) => Err(ErrorCode::OffsetNotAvailable),
-            LATEST => Ok(FoundOffset { leader_epoch: self.role().leader_epoch, ..at(high_watermark) }),
-            EARLIEST | EARLIEST_LOCAL => Ok(at(ends.log_start)),
-            LATEST_TIERED => Ok(nothing),
-            MAX_TIMESTAMP => {
-                let batch = self.log.batch_with_max_timestamp().map_err(|error| self.report(&error))?;
-                let Some(batch) = batch else { return Ok(nothing) };
-                Ok(record_with_max_timestamp(batch, ends.log_start)
-                    .map_err(|error| self.report_batch(&error))?
-                    .unwrap_or(nothing))
-            }
-            timestamp if timestamp >= 0 => match search(timestamp)? {
-                Some(found) if found.offset < high_watermark => Ok(found),
-                Some(_) if is_behind == Some(true) => Err(ErrorCode::OffsetNotAvailable),
-                Some(_) | None => Ok(nothing),
-            },
-            _ => Err(ErrorCode::UnsupportedVersion),
-        }
-    }
-
     /// Deletes what lies below `offset`, or below the high watermark (D1). Blocks on the disk.
     pub fn delete_records(&self, offset: Option<i64>) -> Result<i64, ErrorCode> {
         self.check_leader(None)?;
@@ -516,6 +466,34 @@ impl Partition {
         Ok(self.log.ends().log_start)
     }
 
+    /// Waits until all replicas that are in service have deleted what lies below `offset`, and returns the lowest log
+    /// start (D1). Cancel-safe.
+    ///
+    /// # Errors
+    /// They have not by the deadline, or this broker does not lead any more.
+    pub(super) async fn deleted_everywhere(
+        self: &Arc<Self>,
+        offset: i64,
+        deadline: Instant,
+    ) -> Result<i64, ErrorCode> {
+        let signal = Arc::new(Notify::new());
+        let mut registrations = Registrations::new(&signal, Awaited::Deleted);
+        loop {
+            // Registered before it looks, so that nothing happens unnoticed.
+            registrations.clear();
+            registrations.add(self, offset);
+            let log_start = self.log.ends().log_start;
+            let low_watermark = self.watermark.leadership(|leadership| leadership.low_watermark(log_start));
+            let low_watermark = low_watermark.ok_or(ErrorCode::NotLeaderOrFollower)?;
+            if low_watermark >= offset {
+                return Ok(low_watermark);
+            }
+            if tokio::time::timeout_at(deadline, signal.notified()).await.is_err() {
+                return Err(ErrorCode::RequestTimedOut);
+            }
+        }
+    }
+
     /// Where a leader epoch ended (L2): `(-1, -1)` if it is above all known ones.
     pub fn epoch_end(
         &self,
@@ -527,21 +505,22 @@ impl Partition {
         Ok(self.log.epoch_end(leader_epoch).unwrap_or(unknown))
     }
 
-    fn waiters(&self, acks: RequiredAcks) -> &Waiters {
-        match acks {
-            RequiredAcks::All => &self.watermark.visible,
-            RequiredAcks::Leader | RequiredAcks::None => &self.watermark.durable,
+    fn waiters(&self, awaited: Awaited) -> &Waiters {
+        match awaited {
+            Awaited::Visible => &self.watermark.visible,
+            Awaited::Durable => &self.watermark.durable,
+            Awaited::Deleted => &self.watermark.deleted,
         }
     }
 
-    /// Has `signal` notified when everything below `wake_at` is as durable as `acks` asks for, or anything else happens.
-    pub fn register(&self, acks: RequiredAcks, wake_at: i64, signal: &Arc<Notify>) {
-        self.waiters(acks).register(wake_at, signal);
+    /// Has `signal` notified when what is awaited reaches `wake_at`, or anything else happens.
+    pub(super) fn register(&self, awaited: Awaited, wake_at: i64, signal: &Arc<Notify>) {
+        self.waiters(awaited).register(wake_at, signal);
     }
 
     /// Takes registrations back.
-    pub fn leave(&self, acks: RequiredAcks, signal: &Arc<Notify>) {
-        self.waiters(acks).leave(signal);
+    pub(super) fn leave(&self, awaited: Awaited, signal: &Arc<Notify>) {
+        self.waiters(awaited).leave(signal);
     }
 
     /// Number of registrations.
@@ -564,15 +543,13 @@ impl Partition {
         snapshot
     }
 
-    /// Judges a fetch of follower `broker_id`, whose durable end is `offset` and whose last record is of
-    /// `last_fetched_epoch`, and takes note of its progress. Also returns the in-sync replicas to propose, if the
+    /// Judges a fetch of a follower and takes note of its progress. Also returns the in-sync replicas to propose, if the
     /// follower can join them (L7).
     pub fn follower_fetched(
         &self,
         (broker_id, broker_epoch): (BrokerId, i64),
         leader_epoch: i32,
-        offset: i64,
-        last_fetched_epoch: Option<i32>,
+        log: FollowerLog,
     ) -> Result<(FollowerView, Option<Proposal>), ErrorCode> {
         self.check_leader(Some(leader_epoch))?;
         let is_ours = self.watermark.leadership(|leadership| leadership.has_follower(broker_id));
@@ -580,11 +557,13 @@ impl Partition {
             // The image of one of the two is old.
             return Err(ErrorCode::UnknownLeaderEpoch);
         }
-        let view = self.follower_view(leader_epoch, offset, last_fetched_epoch)?;
+        let view = self.follower_view(leader_epoch, log.log_end, log.last_epoch)?;
         if view.diverging_epoch.is_some() {
             return Ok((view, None));
         }
-        let proposal = self.watermark.follower_fetched(broker_id, broker_epoch, offset);
+        // The logs are the same up to where the follower's ends, and so is the part of it that is durable.
+        let log = FollowerLog { durable_end: log.durable_end.min(log.log_end), ..log };
+        let proposal = self.watermark.follower_fetched(broker_id, broker_epoch, log);
         Ok((FollowerView { high_watermark: self.high_watermark(), ..view }, proposal))
     }
 
@@ -661,124 +640,6 @@ impl Partition {
         self.watermark.remove_follower(signal);
     }
 
-    /// For a follower: where its log ends, and the epoch of the last record in it.
-    pub fn fetch_position(&self) -> (i64, Option<i32>) {
-        self.fetch_position_at(self.log.ends().log_end)
-    }
-
-    /// The same for a log that ends at `log_end`.
-    pub(super) fn fetch_position_at(&self, log_end: i64) -> (i64, Option<i32>) {
-        (log_end, self.log.epoch_at(log_end - 1))
-    }
-
-    /// For a follower: appends what the leader sent (L4). Returns the log end; it is durable later.
-    pub fn append_fetched(
-        &self,
-        leader_epoch: i32,
-        records: &RecordBytes,
-        admission: &Arc<Admission>,
-        now_ms: i64,
-    ) -> Result<i64, FollowError> {
-        // Checked before anything is appended, and without the lock.
-        let mut batches = Vec::new();
-        // They come in one piece, but for those that never were on the wire.
-        let mut rest = records.clone().into_bytes();
-        while !rest.is_empty() {
-            let header = parse_whole(&rest).map_err(|error| rejected(&error))?;
-            batches.push(AppendBatch { bytes: rest.split_to(header.size_in_bytes()), header });
-        }
-        let mut state = self.state.lock();
-        let role = state.role;
-        if role.leader_epoch != leader_epoch || role.follows.is_none() {
-            return Err(FollowError::Stale);
-        }
-        for batch in batches {
-            let header = batch.header;
-            if header.partition_leader_epoch > leader_epoch {
-                return Err(FollowError::Rejected(format!(
-                    "a batch of epoch {}, which is later than the leader's, {leader_epoch}",
-                    header.partition_leader_epoch
-                )));
-            }
-            self.log.append(batch, Arc::clone(admission))?;
-            state.producers.record(&header, now_ms);
-        }
-        Ok(self.log.ends().log_end)
-    }
-
-    /// For a follower: what the leader says about itself. Blocks on the disk when the log start moves.
-    pub fn follow_ends(
-        &self,
-        leader_epoch: i32,
-        high_watermark: i64,
-        log_start: i64,
-    ) -> Result<(), StorageError> {
-        if self.role().leader_epoch != leader_epoch {
-            return Ok(());
-        }
-        self.watermark.leader_says(high_watermark);
-        let ends = self.log.ends();
-        if log_start > ends.log_start && log_start <= ends.durable_end {
-            self.log.set_log_start(log_start)?;
-        }
-        Ok(())
-    }
-
-    /// Whether [`follow_ends`](Self::follow_ends) would move the log start.
-    pub fn is_behind_log_start(&self, log_start: i64) -> bool {
-        let ends = self.log.ends();
-        log_start > ends.log_start && log_start <= ends.durable_end
-    }
-
-    /// For a follower: cuts off what the leader does not have (L3), after it said where the logs part. The follower asks
-    /// again afterwards. Blocks on the disk.
-    pub fn truncate_to(&self, leader_epoch: i32, leader: EpochEnd, now_ms: i64) -> Result<(), FollowError> {
-        let offset = match self.log.epoch_end(leader.leader_epoch) {
-            Some(own) if own.leader_epoch == leader.leader_epoch => own.end_offset.min(leader.end_offset),
-            // The leader's epoch is not known here: what is left ends with the epoch before it.
-            Some(own) => own.end_offset,
-            None => leader.end_offset,
-        };
-        let offset = offset.min(leader.end_offset.max(0));
-        let ends = self.log.ends();
-        if offset < ends.log_start {
-            return self.start_anew(leader_epoch, offset.max(0));
-        }
-        self.reset(leader_epoch, now_ms, |log| log.truncate(offset))
-    }
-
-    /// For a follower: drops the log and begins at `offset`, as the leader does not have what would connect the two.
-    /// Blocks on the disk.
-    pub fn start_anew(&self, leader_epoch: i32, offset: i64) -> Result<(), FollowError> {
-        self.reset(leader_epoch, 0, |log| log.start_anew(offset))
-    }
-
-    /// Changes the end of a follower's log. Only its fetcher appends to it, and that waits for this.
-    fn reset(
-        &self,
-        leader_epoch: i32,
-        now_ms: i64,
-        change: impl FnOnce(&dyn PartitionLog) -> Result<LogEnds, StorageError>,
-    ) -> Result<(), FollowError> {
-        let is_stale = |role: Role| role.leader_epoch != leader_epoch || role.follows.is_none();
-        if is_stale(self.role()) {
-            return Err(FollowError::Stale);
-        }
-        // Under the lock: nobody becomes leader of a log that is being cut.
-        let mut state = self.state.lock();
-        if is_stale(state.role) {
-            return Err(FollowError::Stale);
-        }
-        let ends = change(self.log.as_ref())?;
-        state.snapshots.retain(|snapshot| snapshot.offset <= ends.log_end);
-        state.producers = producers_at(self.id, self.log.as_ref(), &state.snapshots, ends.log_end, now_ms)?;
-        tracing::info!(
-            topic_id = %self.id.topic_id, partition = self.id.partition, leader_epoch,
-            log_start = ends.log_start, log_end = ends.log_end, "brought the log in line with its leader's"
-        );
-        Ok(())
-    }
-
     /// Offset of the last record of each producer that is known.
     pub fn last_offsets_of_producers(&self) -> HashMap<i64, i64> {
         self.state.lock().producers.last_offsets().collect()
@@ -787,25 +648,6 @@ impl Partition {
     /// Forgets producers idle for longer than `limit_ms`.
     pub fn expire_producers(&self, now_ms: i64, limit_ms: i64) {
         self.state.lock().producers.expire(now_ms, limit_ms);
-    }
-
-    fn search_time(&self, timestamp: i64, ends: &LogEnds) -> Result<Option<FoundOffset>, StorageError> {
-        let mut from = ends.log_start;
-        // A batch's largest timestamp may belong to a record below the log start; then the next batch is looked at.
-        while let Some(batch) = self.log.batch_by_time(timestamp, from)? {
-            let (found, next_offset) = match first_record_at(batch, timestamp, ends.log_start) {
-                Ok(found) => found,
-                Err(error) => {
-                    self.report_batch(&error);
-                    return Ok(None);
-                }
-            };
-            if found.is_some() {
-                return Ok(found);
-            }
-            from = next_offset;
-        }
-        Ok(None)
     }
 
     fn report(&self, error: &StorageError) -> ErrorCode {
@@ -820,10 +662,6 @@ impl Partition {
         tracing::error!(topic_id = %self.id.topic_id, partition = self.id.partition, %error, "reading a stored batch");
         ErrorCode::KafkaStorageError
     }
-}
-
-fn rejected(error: &StoredBatchError) -> FollowError {
-    FollowError::Rejected(error.to_string())
 }
 
 /// The producers' state at `end`, from the latest snapshot before it and the batches since. Blocks on the disk.
@@ -848,37 +686,4 @@ fn producers_at(
     let from = from.max(log.ends().log_start);
     log.replay(from, &mut |header: &BatchHeader| producers.record(header, now_ms))?;
     Ok(producers)
-}
-
-/// The first record in `batch` at or after both bounds (O2), and the offset after the batch.
-fn first_record_at(
-    mut batch: Bytes,
-    timestamp: i64,
-    log_start: i64,
-) -> Result<(Option<FoundOffset>, i64), BatchError> {
-    let batch = RecordBatch::split_from(&mut batch)?;
-    let leader_epoch = batch.header().partition_leader_epoch;
-    for record in batch.decompress(MAX_SEARCHED_BYTES)?.records() {
-        let record = record?;
-        if record.timestamp >= timestamp && record.offset >= log_start {
-            let found = FoundOffset { offset: record.offset, timestamp: record.timestamp, leader_epoch };
-            return Ok((Some(found), batch.header().next_offset()));
-        }
-    }
-    Ok((None, batch.header().next_offset()))
-}
-
-/// The first record in `batch` that has the largest timestamp (O3).
-fn record_with_max_timestamp(mut batch: Bytes, log_start: i64) -> Result<Option<FoundOffset>, BatchError> {
-    let batch = RecordBatch::split_from(&mut batch)?;
-    let leader_epoch = batch.header().partition_leader_epoch;
-    let mut best: Option<FoundOffset> = None;
-    for record in batch.decompress(MAX_SEARCHED_BYTES)?.records() {
-        let record = record?;
-        let later = best.is_none_or(|best| record.timestamp > best.timestamp);
-        if later && record.offset >= log_start {
-            best = Some(FoundOffset { offset: record.offset, timestamp: record.timestamp, leader_epoch });
-        }
-    }
-    Ok(best)
 }

@@ -38,7 +38,7 @@ impl PendingProduce {
         }
         let signal = Arc::new(Notify::new());
         let deadline = Instant::now() + timeout;
-        let mut registrations = Registrations::new(&signal, self.acks);
+        let mut registrations = Registrations::new(&signal, self.acks.into());
         for (partition, appended) in self.items.iter().filter_map(|item| item.waiting.as_ref()) {
             registrations.add(partition, appended.last_offset + 1);
         }

@@ -144,7 +144,7 @@ async fn a_replica_that_is_brought_begins_at_the_leaders_log_start() {
     for _ in 0..6 {
         fleet.produce(1, batch(10, b"value")).await;
     }
-    assert_eq!(fleet.manager(1).delete_records(ID, Some(25)).await, Ok(25));
+    assert_eq!(fleet.manager(1).delete_records(ID, Some(25), DEADLINE).await, Ok(25));
     assert_eq!(alter(&fleet, Some(&[1, 2, 3, 4])), ErrorCode::None);
     until_moved(&fleet, &[1, 2, 3, 4]).await;
     fleet.until(4, |it| it.log().ends().log_start == 25).await;

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::leadership::Proposal;
+use super::leadership::{FollowerLog, Proposal};
 use super::partition::{FollowerView, Partition};
 use super::throttle::Quota;
 use crate::metadata::image::{BrokerId, TopicIdPartition};
@@ -266,17 +266,18 @@ impl Session {
     fn follow(&mut self, host: &impl Host, named: &FollowedPartition) {
         let id = TopicIdPartition { topic_id: named.topic_id, partition: named.partition_id };
         let last_fetched_epoch = (named.last_fetched_epoch >= 0).then_some(named.last_fetched_epoch);
+        let log = FollowerLog {
+            log_start: named.log_start,
+            durable_end: named.durable_end,
+            log_end: named.fetch_offset,
+            last_epoch: last_fetched_epoch,
+        };
         let found = host.find(id);
         let partition = found.as_ref().ok().cloned();
         let fetched = found.and_then(|partition| {
             // Before it is looked at: nothing that comes after is missed.
             partition.add_follower(&self.signal);
-            partition.follower_fetched(
-                self.follower,
-                named.leader_epoch,
-                named.fetch_offset,
-                last_fetched_epoch,
-            )
+            partition.follower_fetched(self.follower, named.leader_epoch, log)
         });
         let refused = match fetched {
             Ok((_, proposal)) => {
@@ -457,7 +458,7 @@ fn find(
         Ok(view) => view,
         Err(error) => return refuse(error),
     };
-    let fetched = FetchedReplica { high_watermark, log_start, ..fetched.clone() };
+    let fetched = FetchedReplica { high_watermark, log_start, fetchable_end, ..fetched.clone() };
     if let Some(end) = diverging_epoch {
         return Finding::Loud(FetchedReplica {
             diverging_epoch: end.leader_epoch,

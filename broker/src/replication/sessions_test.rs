@@ -1,6 +1,7 @@
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use super::super::waiters::Awaited;
 use super::*;
 use crate::replication::leadership::{LeaderAssignment, Member};
 use crate::replication::partition::{Appended, Assignment};
@@ -91,7 +92,7 @@ impl Leader {
         let appended = self.queue(partition, bytes);
         let partition = &self.partitions[partition];
         let signal = Arc::new(Notify::new());
-        partition.register(RequiredAcks::Leader, appended.last_offset + 1, &signal);
+        partition.register(Awaited::Durable, appended.last_offset + 1, &signal);
         if partition.log().ends().durable_end <= appended.last_offset {
             signal.notified().await;
         }
@@ -105,6 +106,7 @@ impl Leader {
             partition_id: *partition_id,
             leader_epoch: self.leader_epoch,
             fetch_offset: *fetch_offset,
+            durable_end: *fetch_offset,
             last_fetched_epoch: if *fetch_offset > 0 { EPOCH } else { -1 },
             ..FollowedPartition::default()
         });

@@ -33,6 +33,7 @@ pub(crate) const TOPIC: Uuid = Uuid::from_u128(0x70);
 pub(crate) const ID: TopicIdPartition = TopicIdPartition { topic_id: TOPIC, partition: 0 };
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 const LAG: Duration = Duration::from_millis(400);
+const FETCH_WAIT: Duration = Duration::from_millis(100);
 
 pub(crate) fn volume_of(broker_id: BrokerId) -> Uuid {
     Uuid::from_u128(0xda7a_0000 + u128::try_from(broker_id).unwrap())
@@ -214,12 +215,23 @@ pub(crate) struct Fleet {
     volumes: HashMap<BrokerId, TempDir>,
     disks: Mutex<HashMap<BrokerId, HeldDisk>>,
     settings: TopicSettings,
+    fetch_wait: Duration,
 }
 
 impl Fleet {
     /// Brokers 1 to 3 with one partition, which 1 leads, and all in sync.
     pub(crate) async fn start(settings: TopicSettings) -> Self {
-        Self::start_with(settings, 3, 3, false).await
+        Self::start_with(settings, 3, 3, false, FETCH_WAIT).await
+    }
+
+    /// The same, where calls of followers wait for ever when there is nothing for them, and nobody leaves the in-sync
+    /// replicas.
+    pub(crate) async fn start_patient(settings: TopicSettings) -> Self {
+        Self::start_with(settings, 3, 3, false, 2 * DEADLINE).await
+    }
+
+    fn is_patient(&self) -> bool {
+        self.fetch_wait > DEADLINE
     }
 
     /// The partition on the first brokers, with the real controller and some brokers more.
@@ -228,7 +240,7 @@ impl Fleet {
         brokers: BrokerId,
         replicas: BrokerId,
     ) -> Self {
-        Self::start_with(settings, brokers, replicas, true).await
+        Self::start_with(settings, brokers, replicas, true, FETCH_WAIT).await
     }
 
     async fn start_with(
@@ -236,6 +248,7 @@ impl Fleet {
         brokers: BrokerId,
         replicas: BrokerId,
         controlled: bool,
+        fetch_wait: Duration,
     ) -> Self {
         let mut image = MetadataImage { log_index: 10, ..MetadataImage::empty(Uuid::from_u128(1)) };
         for broker_id in 1..=brokers {
@@ -288,7 +301,7 @@ impl Fleet {
             cut_off: Mutex::default(),
         });
         let volumes = (1..=brokers).map(|broker_id| (broker_id, tempfile::tempdir().unwrap())).collect();
-        let fleet = Self { shared, volumes, disks: Mutex::default(), settings };
+        let fleet = Self { shared, volumes, disks: Mutex::default(), settings, fetch_wait };
         (1..=brokers).for_each(|broker_id| fleet.start_broker(broker_id));
         for broker_id in 1..=replicas {
             fleet.until(broker_id, |_| true).await;
@@ -319,8 +332,8 @@ impl Fleet {
             peers: Arc::new(View { own: broker_id, shared: Arc::clone(&self.shared) }),
             rack_aware_reads: true,
             // Nobody is to leave the in-sync replicas because the machine is busy.
-            replica_lag: if self.shared.controlled { DEADLINE } else { LAG },
-            replica_fetch_wait: Duration::from_millis(100),
+            replica_lag: if self.shared.controlled || self.is_patient() { DEADLINE } else { LAG },
+            replica_fetch_wait: self.fetch_wait,
             replica_fetch_bytes: 1 << 20,
             clock: Arc::new(|| 1_000_000),
             retention_check_interval: Duration::from_secs(3_600),

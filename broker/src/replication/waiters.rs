@@ -8,6 +8,28 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::RequiredAcks;
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// The high watermark.
+    Visible,
+    /// The durable end.
+    Durable,
+    /// Log starts of followers, whatever they are.
+    Deleted,
+}
+
+impl From<RequiredAcks> for Awaited {
+    fn from(acks: RequiredAcks) -> Self {
+        match acks {
+            RequiredAcks::All => Self::Visible,
+            RequiredAcks::Leader | RequiredAcks::None => Self::Durable,
+        }
+    }
+}
+
 /// The waiters of one partition.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {

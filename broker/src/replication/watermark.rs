@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::leadership::{LeaderAssignment, Leadership, Proposal};
+use super::leadership::{FollowerLog, LeaderAssignment, Leadership, Proposal};
 use super::sessions::FollowerSignal;
 use super::waiters::Waiters;
 use crate::metadata::image::{BrokerId, TopicIdPartition};
@@ -30,6 +30,8 @@ pub(super) struct Watermark {
     pub(super) visible: Waiters,
     /// Wait for the durable end.
     pub(super) durable: Waiters,
+    /// Wait for followers' log starts; woken by each of their fetches.
+    pub(super) deleted: Waiters,
     /// Sessions of followers that fetch this partition.
     followers: Mutex<Vec<Arc<FollowerSignal>>>,
     failed: AtomicBool,
@@ -76,6 +78,7 @@ impl Watermark {
             }),
             visible: Waiters::default(),
             durable: Waiters::default(),
+            deleted: Waiters::default(),
             followers: Mutex::default(),
             failed: AtomicBool::new(false),
         }
@@ -104,6 +107,7 @@ impl Watermark {
     pub(super) fn wake_all(&self) {
         self.visible.wake_all();
         self.durable.wake_all();
+        self.deleted.wake_all();
         self.tell_followers();
     }
 
@@ -116,6 +120,8 @@ impl Watermark {
             }
             part => *part = Part::Leads(Box::new(Leadership::begin(assignment, log_end, now))),
         });
+        // Other followers may be in service.
+        self.deleted.wake_all();
     }
 
     /// This broker follows from now on.
@@ -137,19 +143,20 @@ impl Watermark {
         });
     }
 
-    /// A follower fetches from `offset`. Returns the in-sync replicas to propose, if it can join them.
+    /// A follower fetches. Returns the in-sync replicas to propose, if it can join them.
     pub(super) fn follower_fetched(
         &self,
         broker_id: BrokerId,
         broker_epoch: i64,
-        offset: i64,
+        log: FollowerLog,
     ) -> Option<Proposal> {
         let now = Instant::now();
         self.change(|state| {
             if let Part::Leads(leadership) = &mut state.part {
-                leadership.fetched(broker_id, broker_epoch, offset, now);
+                leadership.fetched(broker_id, broker_epoch, log, now);
             }
         });
+        self.deleted.wake_all();
         self.propose_expansion(|alive| alive == broker_id)
     }
 

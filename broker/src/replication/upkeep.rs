@@ -1,0 +1,110 @@
+//! What is done now and then: checkpoints, deletion of old records, and a look at followers that have fallen behind.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::manager::{Inner, blocking};
+use crate::storage::{CheckpointEntry, StorageError};
+
+/// How often it is looked whether a checkpoint is due.
+const CHECKPOINT_LOOK: Duration = Duration::from_secs(5);
+
+/// Appended bytes after which a checkpoint is made, whatever the time: what a start after a crash has to read.
+const CHECKPOINT_BYTES: u64 = 256 << 20;
+
+impl Inner {
+    pub(super) fn checkpoint(&self) -> Result<(), StorageError> {
+        let _one_at_a_time = self.checkpointing.lock();
+        let known_at = *self.applied.borrow();
+        let entries = self
+            .online()
+            .into_iter()
+            .map(|partition| CheckpointEntry { partition: partition.id(), state: Some(partition.snapshot()) })
+            .collect();
+        self.options.store.checkpoint(entries, known_at)
+    }
+
+    fn retain(&self) {
+        let now_ms = (self.options.clock)();
+        let idle_ms = i64::try_from(self.options.producer_id_expiration.as_millis()).unwrap_or(i64::MAX);
+        for partition in self.online() {
+            if self.stopping.is_cancelled() {
+                return;
+            }
+            partition.expire_producers(now_ms, idle_ms);
+            let id = partition.id();
+            match partition.log().retain(now_ms, partition.high_watermark()) {
+                Ok(0) | Err(StorageError::Gone | StorageError::Failed(_) | StorageError::Closed) => {}
+                Ok(bytes) => {
+                    partition.watermark().tell_followers();
+                    tracing::info!(topic_id = %id.topic_id, partition = id.partition, bytes, "deleted old segments");
+                }
+                Err(error) => {
+                    tracing::error!(topic_id = %id.topic_id, partition = id.partition, %error, "deleting old segments");
+                }
+            }
+        }
+    }
+}
+
+/// Looks for followers that have fallen behind, or could join.
+pub(super) async fn watch_followers(inner: Arc<Inner>) {
+    let mut ticks = tokio::time::interval((inner.options.replica_lag / 2).max(Duration::from_millis(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = inner.stopping.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        for partition in inner.online() {
+            let watermark = partition.watermark();
+            let is_alive = |broker_id| inner.sessions.is_alive(broker_id, inner.options.replica_lag);
+            if watermark.propose_expansion(is_alive).or_else(|| watermark.propose_shrinking()).is_some() {
+                inner.proposals.add(partition.id());
+            }
+        }
+    }
+}
+
+pub(super) async fn delete_old_segments(inner: Arc<Inner>) {
+    let mut ticks = tokio::time::interval(inner.options.retention_check_interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.tick().await;
+    loop {
+        tokio::select! {
+            biased;
+            () = inner.stopping.cancelled() => return,
+            _ = ticks.tick() => blocking(&inner, |inner| inner.retain()).await,
+        }
+    }
+}
+
+pub(super) async fn make_checkpoints(inner: Arc<Inner>) {
+    let mut ticks = tokio::time::interval(CHECKPOINT_LOOK.min(inner.options.checkpoint_interval));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last = Instant::now();
+    loop {
+        tokio::select! {
+            biased;
+            () = inner.stopping.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let bytes = inner.options.store.bytes_since_checkpoint();
+        let due =
+            bytes >= CHECKPOINT_BYTES || (bytes > 0 && last.elapsed() >= inner.options.checkpoint_interval);
+        let failed = inner.options.store.failure().borrow().is_some();
+        if !due || failed {
+            continue;
+        }
+        last = Instant::now();
+        blocking(&inner, |inner| {
+            if let Err(error) = inner.checkpoint() {
+                tracing::error!(%error, "making a checkpoint of the record store");
+            }
+        })
+        .await;
+    }
+}
