@@ -4,16 +4,17 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
-use super::Shared;
 use super::fail_point::FailPoint;
 use super::frame::Entry;
 use super::index::{Changes, Placed};
 use super::keys::Position;
 use super::rewrite::Usage;
 use super::writer::Reply;
+use super::{Shared, tail};
 use crate::storage::{CheckpointEntry, StorageError, StoreFailure};
 
 /// Groups of frames that may wait to be indexed; then the writer waits.
@@ -93,7 +94,7 @@ struct Indexer {
 impl Indexer {
     fn run(mut self, work: &Receiver<Work>) -> Result<(), StorageError> {
         self.retire();
-        while let Ok(work) = work.recv() {
+        while let Some(work) = self.next(work) {
             match work {
                 Work::Frames(frames) => {
                     frames.chunk_by(SyncedFrame::joins).try_for_each(|group| self.enter(group))?;
@@ -116,6 +117,19 @@ impl Indexer {
         Ok(())
     }
 
+    /// Waits for something to do, and lets go of memory meanwhile; `None` when nothing comes any more.
+    fn next(&self, work: &Receiver<Work>) -> Option<Work> {
+        let Shared { tail, pool, .. } = &*self.shared;
+        while !tail.is_empty() {
+            match work.recv_timeout(tail::KEPT_FOR / 4) {
+                Ok(work) => return Some(work),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => tail.trim(Instant::now(), pool),
+            }
+        }
+        work.recv().ok()
+    }
+
     /// Enters frames that can be entered in one step.
     fn enter(&mut self, frames: &[SyncedFrame]) -> Result<(), StorageError> {
         let Some(last) = frames.last() else { return Ok(()) };
@@ -129,7 +143,8 @@ impl Indexer {
         if moves {
             FailPoint::MoveIndexed.pass();
         }
-        self.shared.tail.indexed(last.position.sequence, &self.shared.pool);
+        self.shared.tail.indexed(last.position.sequence);
+        self.shared.tail.trim(Instant::now(), &self.shared.pool);
         self.since_flush += frames.iter().map(SyncedFrame::data_bytes).sum::<u64>();
         if self.since_flush > MAX_REPLAY_BYTES {
             self.flush()?;
