@@ -146,6 +146,7 @@ impl LoadArgs {
             consume,
             warm_up: Limit { time: Duration::from_secs_f64(warm_up), bytes },
             measure: Limit { time: Duration::from_secs_f64(self.seconds), bytes },
+            rests: false,
             signals: None,
         })
     }

@@ -191,6 +191,7 @@ impl Run<'_> {
             consume: None,
             warm_up: Limit::NONE,
             measure: self.effort.code_warm_up(),
+            rests: false,
             signals: None,
         };
         let mut costs = Vec::new();
@@ -216,6 +217,7 @@ impl Run<'_> {
             consume: None,
             warm_up,
             measure,
+            rests: self.row.on_all_cores,
             signals: None,
         })
     }

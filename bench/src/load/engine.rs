@@ -50,6 +50,9 @@ pub struct Load {
     pub warm_up: Limit,
     /// Load that is.
     pub measure: Limit,
+    /// Whether waits for the next request of an open loop are slept through, as somebody else needs the core; it may
+    /// leave some 50 µs late then, which counts as the broker's.
+    pub rests: bool,
     /// Ends either before its limit is reached, if something else says when.
     pub signals: Option<Arc<Signals>>,
 }
@@ -296,11 +299,12 @@ impl<'a> Engine<'a> {
 
     /// Zero while the next request is near, so that it leaves in time.
     fn timeout(&self, now: Instant) -> Timespec {
+        let awake = if self.load.rests { Duration::ZERO } else { AWAKE };
         let wait = match &self.schedule {
             Some(schedule) if self.phase != Phase::Drain => {
                 match schedule.due().saturating_duration_since(now) {
-                    near if near < AWAKE => Duration::ZERO,
-                    far => far - AWAKE,
+                    near if near < awake => Duration::ZERO,
+                    far => far - awake,
                 }
             }
             _ => Duration::from_millis(50),
