@@ -1,6 +1,7 @@
 #!/bin/bash
 # cargo-test.sh unit|simulation|clients|e2e: the tests that need nothing, those of simulated fleets, those of the broker
-# with real Kafka clients, those on the cluster. A new file under tests/ is found by its package; none has to be named.
+# with real Kafka clients and of its comparison with Kafka, those on the cluster. A new file under tests/ is found by its
+# package; none has to be named.
 . "$(dirname "$0")/env.sh"
 . "$ROOT/e2e/cluster/docker.sh"
 cd "$ROOT"
@@ -17,7 +18,7 @@ run() { cargo test --workspace --locked --no-fail-fast "$@" 2>&1 | tee -a "$LOGS
 rm -f "$LOGS/test-$part.log"
 case $part in
   unit)
-    mapfile -t targets < <(tests_of '. != "millrace-broker" and . != "millrace-e2e"')
+    mapfile -t targets < <(tests_of '. | IN("millrace-broker", "millrace-bench", "millrace-e2e") | not')
     run --lib --bins "${targets[@]}"
     run --doc
     ;;
@@ -27,7 +28,7 @@ case $part in
       run --lib -- --ignored --nocapture --test-threads=1 --skip a_single_run simulation::
     ;;
   clients)
-    mapfile -t targets < <(tests_of '. == "millrace-broker"')
+    mapfile -t targets < <(tests_of '. | IN("millrace-broker", "millrace-bench")')
     ((${#targets[@]})) || die "no test found"
     run "${targets[@]}"
     ;;
