@@ -13,7 +13,8 @@ fn broker() -> PathBuf {
 fn measure(command: &str, row: &str) -> String {
     let folder = tempfile::tempdir().expect("a folder");
     let output = Command::new(env!("CARGO_BIN_EXE_millrace-bench"))
-        .args([command, "--only", "millrace", "--quick", "--rows", row, "--warm-up", "0.5", "--seconds", "0.3"])
+        .args([command, "--only", "millrace", "--rows", row])
+        .args(["--quick", "--warm-up", "0.5", "--seconds", "0.3"])
         .arg("--millrace")
         .arg(broker())
         .arg("--work-dir")
