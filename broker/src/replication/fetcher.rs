@@ -458,8 +458,8 @@ enum Next {
 /// The store takes nothing any more; the broker is about to stop.
 struct StoreGone;
 
-/// Where a partition stands. If it does not follow any more, which this task is about to hear, the epoch of its last
-/// record is a later one than the leader's, and nothing is taken from what it says.
+/// Where a partition stands. It may have ceased to follow, which this task is about to hear: then its log still is what
+/// it says here, or ends with a record of a later epoch than the leader's, who then takes nothing from it.
 fn name(Order { partition, leader_epoch }: &Order) -> FollowedPartition {
     let ends = partition.log().ends();
     let durable_end = ends.durable_end;
