@@ -84,7 +84,7 @@ pub(super) const BROKER_KEYS: &[KeyDef] = &[
     KeyDef::new("log.index.interval.bytes", Int, "4096", "Bytes of log between two index entries.").check(AtLeast(0)).dynamic().no_effect_yet(SEGMENTS),
     KeyDef::new("log.index.size.max.bytes", Int, "10485760", "Size of a segment's index files.").check(AtLeast(4)).dynamic().no_effect_yet(SEGMENTS),
     KeyDef::unset("log.journal.segment.bytes", Long, "Size of the files of the record store, which all partitions share; no record batch can be larger. Without it a 256th of the volume, from 16 to 256 MiB. A change counts for files made after it.").check(Between(4_194_304, 1_073_741_824)),
-    KeyDef::new("log.journal.tail.cache.bytes", Long, "16777216", "Most bytes of the newest records that are kept in memory, over all partitions and for ten seconds: consumers that are no farther behind are served without the disk.").check(Between(0, 1_099_511_627_776)),
+    KeyDef::new("log.journal.tail.cache.bytes", Long, "100663296", "Most bytes of the newest records that are kept in memory, over all partitions and for ten seconds: consumers that are no farther behind are served without the disk.").check(Between(0, 1_099_511_627_776)),
     KeyDef::new("log.local.retention.bytes", Long, "-2", "Size of the part of a tiered log that stays on local disks.").check(AtLeast(-2)).dynamic().no_effect_yet(TIERS),
     KeyDef::new("log.local.retention.ms", Long, "-2", "Age of the part of a tiered log that stays on local disks.").check(AtLeast(-2)).dynamic().no_effect_yet(TIERS),
     KeyDef::new("log.message.timestamp.after.max.ms", Long, "3600000", "How far a record's timestamp may lie in the future.").check(AtLeast(0)).dynamic(),

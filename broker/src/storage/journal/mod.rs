@@ -89,7 +89,7 @@ const READ_BUFFERS: (usize, usize) = (256, 16 << 20);
 pub struct JournalStoreOptions {
     /// Most bytes of appends that may be on their way to the disk; later ones wait. 64 MiB by default.
     pub max_queued_bytes: u32,
-    /// Most bytes of the newest data that are kept in memory for a while, over all logs; 16 MiB by default.
+    /// Most bytes of the newest data that are kept in memory for a while, over all logs; 96 MiB by default.
     pub tail_cache_bytes: usize,
     /// Bytes of a segment; computed from the size of the volume if `None`.
     pub segment_bytes: Option<u64>,
@@ -103,7 +103,7 @@ impl Default for JournalStoreOptions {
     fn default() -> Self {
         Self {
             max_queued_bytes: 64 << 20,
-            tail_cache_bytes: 16 << 20,
+            tail_cache_bytes: 96 << 20,
             segment_bytes: None,
             reserve_bytes: None,
             disk: Arc::new(OsDisk::default()),

@@ -2,7 +2,8 @@
 //!
 //! It takes everything that has queued up, lays it out by log in frames, writes them one after the other, syncs once,
 //! and only then moves the durable ends. While that is on the disk the next commit fills up, so load makes commits
-//! larger, and nobody ever waits for a timer.
+//! larger, and nobody ever waits for a timer; between two commits under load other threads go first where there is no
+//! free core for them.
 //!
 //! A frame holds appends, or moves of runs, or one other entry; never a mix, and no log twice in one but as runs that
 //! follow each other. That is what lets the index apply a frame as one step.
@@ -172,7 +173,15 @@ impl Writer {
             let sync_at = self.unsynced.since.map(|since| since + MAX_UNSYNCED_TIME);
             let tell_at = self.untold.since.map(|since| since + UNTOLD_TIME);
             match self.shared.queue.take(sync_at.into_iter().chain(tell_at).min()) {
-                Taken::Commands(commands) => self.execute(commands)?,
+                Taken::Commands(commands) => {
+                    let is_loaded = commands.len() > 1;
+                    self.execute(commands)?;
+                    if is_loaded {
+                        // Whoever was answered sends the next requests now. Where a core is shared, a writer that went
+                        // on at once would cut in on the threads that receive them, and write them one by one.
+                        thread::yield_now();
+                    }
+                }
                 Taken::TimedOut if sync_at.is_some_and(|at| at <= Instant::now()) => self.sync()?,
                 Taken::TimedOut => {}
                 Taken::Closed => break,
