@@ -202,6 +202,8 @@ const ROWS: &[Row] = &[
     row("single-50c-written",          Written, 12,   produce(single(50, 5), 500.0)).shows(Headline::Requests),
     row("single-1c-fsync",             Fsync,   1,    produce(single(1, 1), 100.0)).shows(Headline::Requests),
     row("single-1c-written",           Written, 1,    produce(single(1, 1), 100.0)).shows(Headline::Requests),
+    row("single-1c-5f-fsync",          Fsync,   1,    produce(single(1, 5), 100.0)).shows(Headline::Requests),
+    row("single-1c-5f-written",        Written, 1,    produce(single(1, 5), 100.0)).shows(Headline::Requests),
     row("single-50c-1000p-fsync",      Fsync,   1000, produce(single(50, 5), 500.0)).shows(Headline::Requests),
     row("single-50c-1000p-written",    Written, 1000, produce(single(50, 5), 500.0)).shows(Headline::Requests),
     row("open-5000-fsync",   Fsync,   12, Scenario::ProduceAtRate { shape: single(50, 5), rate: 5000.0 }).quick().shows(Headline::Requests),
