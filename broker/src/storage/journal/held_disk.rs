@@ -26,6 +26,7 @@ struct Gate {
 enum State {
     #[default]
     Open,
+    SyncsHeld,
     Held,
     Lost,
 }
@@ -49,6 +50,12 @@ impl HeldDisk {
         Hold { gate: Arc::clone(&self.gate) }
     }
 
+    /// From now on syncs wait.
+    pub(crate) fn hold_syncs(&self) -> Hold {
+        self.gate.set(State::SyncsHeld);
+        Hold { gate: Arc::clone(&self.gate) }
+    }
+
     fn wrap(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
         Arc::new(File { file, gate: Arc::clone(&self.gate) })
     }
@@ -62,7 +69,7 @@ impl Held for Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if *self.gate.state.lock() == State::Held {
+        if *self.gate.state.lock() != State::Lost {
             self.gate.set(State::Open);
         }
     }
@@ -74,9 +81,9 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    fn pass(&self) -> io::Result<()> {
+    fn pass(&self, holding: &[State]) -> io::Result<()> {
         let mut state = self.state.lock();
-        self.changed.wait_while(&mut state, |state| *state == State::Held);
+        self.changed.wait_while(&mut state, |state| holding.contains(state));
         if *state == State::Lost { Err(io::Error::other("the power is off")) } else { Ok(()) }
     }
 }
@@ -113,17 +120,17 @@ impl DiskFile for File {
     }
 
     fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
-        self.gate.pass()?;
+        self.gate.pass(&[State::Held])?;
         self.file.write_at(bytes, position)
     }
 
     fn write_cached_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
-        self.gate.pass()?;
+        self.gate.pass(&[State::Held])?;
         self.file.write_cached_at(bytes, position)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.gate.pass()?;
+        self.gate.pass(&[State::Held, State::SyncsHeld])?;
         self.file.sync()
     }
 }

@@ -288,6 +288,29 @@ fn a_written_log_does_not_wait_for_the_disk_and_is_synced_after_a_while() {
 }
 
 #[test]
+fn a_written_log_goes_on_while_it_is_synced_until_too_much_is_not() {
+    const BATCH: usize = 1 << 20;
+    let disk = HeldDisk::default();
+    let options =
+        JournalStoreOptions { disk: Arc::new(disk.clone()), segment_bytes: Some(64 << 20), ..options() };
+    let volume = Directory::new(options);
+    let store = volume.open();
+    let log = open(&store, LogSettings { durability: Durability::Written, ..kept_for_ever() });
+    let most = usize::try_from(writer::MAX_UNSYNCED_BYTES).unwrap();
+    let hold = disk.hold_syncs();
+    let ends: Vec<_> = (0..60).map(|_| log.queue(&batch(1, &vec![0; BATCH]), 0).unwrap()).collect();
+    let within = ends[most / BATCH - 1];
+    assert!(log.ends.wait(within), "a sync began long before, and nobody waits for it");
+    let beyond = ends[(most + writer::COMMIT_BYTES) / BATCH];
+    for _ in 0..100 {
+        assert!(log.log.ends().durable_end < beyond, "a power failure takes away no more than the bound");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(hold);
+    assert!(log.ends.wait(ends[59]));
+}
+
+#[test]
 fn segments_are_used_again_when_nothing_in_them_is_live() {
     let (volume, disk) =
         Directory::simulated(JournalStoreOptions { segment_bytes: Some(64 << 10), ..options() });

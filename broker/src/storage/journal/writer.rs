@@ -9,11 +9,12 @@
 //! follow each other. That is what lets the index apply a frame as one step.
 //!
 //! Logs with `log.durability=written` do not wait for the sync. What they have written is synced with the next commit
-//! that is, when it becomes too much, or after a while. The index hears of a frame when it has been synced, so that it
-//! never knows of something that a power failure can still take away.
+//! that is, or by a thread of its own when it becomes much or after a while. The index hears of a frame when it has been
+//! synced, so that it never knows of something that a power failure can still take away.
 
 mod layout;
 mod queue;
+mod sync;
 
 use std::collections::HashMap;
 use std::io;
@@ -22,7 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -41,6 +42,10 @@ use crate::storage::{AppendBatch, Durability, StoreFailure, batch};
 use layout::{Layout, Piece};
 use queue::Taken;
 pub(super) use queue::{Command, Queue, Reply};
+use sync::{SyncStage, Unsynced};
+
+/// Most bytes of batches in a commit, unless one has more.
+pub(super) const COMMIT_BYTES: usize = 8 << 20;
 
 /// Most bytes of a frame, and never more than a quarter of a segment; a single larger batch has a frame of its own.
 const FRAME_BYTES: usize = 1 << 20;
@@ -49,34 +54,34 @@ const FRAME_BYTES: usize = 1 << 20;
 /// need not read more than this beside it.
 pub(super) const RUN_BYTES: usize = 128 << 10;
 
-/// Frames below this are small, bytes: they cost by the number, not by the byte.
+/// Frames and batches below this are small, bytes: they cost by the number, not by the byte.
 const SMALL_BYTES: usize = 16 << 10;
 
 /// Zeros written ahead of small frames. The first write to a new block of a file makes the file system note that the
 /// block is in use, and the sync then has to wait for that note too; so many small frames share one.
 const ZEROS_AHEAD: usize = 256 << 10;
 
-/// Most synced frames, bytes of them and time for which the index is not told of them: telling it of several at once is
-/// cheaper.
-const UNTOLD_FRAMES: usize = 64;
-const UNTOLD_BYTES: u64 = 1 << 20;
-const UNTOLD_TIME: Duration = Duration::from_millis(10);
-
-/// Most bytes written without a sync.
+/// Most bytes written without a sync, but for the commit with which it is reached.
 pub(super) const MAX_UNSYNCED_BYTES: u64 = 32 << 20;
 
-/// Longest time that something stays unsynced.
-const MAX_UNSYNCED_TIME: Duration = Duration::from_secs(1);
-
-/// Starts the writer, which goes on behind `position` with frames from the sequence `next` on. It ends when the queue is closed, and lets the indexer end.
+/// Starts the writer, which goes on behind `position` with frames from the sequence `next` on. It ends when the queue is
+/// closed, and lets the indexer end.
 pub(super) fn spawn(
     shared: Arc<Shared>,
     work: SyncSender<Work>,
     position: Position,
     next: u64,
 ) -> io::Result<JoinHandle<()>> {
+    let stage = Arc::new(SyncStage::new(Arc::clone(&shared), work, position.sequence));
+    let syncer = {
+        let (shared, stage) = (Arc::clone(&shared), Arc::clone(&stage));
+        thread::Builder::new().name("journal-syncer".to_owned()).spawn(move || {
+            watch(&shared, "syncing", || stage.run());
+            // Nobody makes room any more.
+            stage.close();
+        })?
+    };
     thread::Builder::new().name("journal-writer".to_owned()).spawn(move || {
-        let path = shared.segments.directory().to_path_buf();
         let active = shared.segments.get(position.segment).map(|segment| Active {
             segment,
             end: position.end,
@@ -85,41 +90,45 @@ pub(super) fn spawn(
         let writer = Writer {
             active,
             zeros: AlignedBuffer::zeroed(ZEROS_AHEAD),
-            untold: Untold::default(),
             next,
             last: position.sequence,
-            synced: position.sequence,
             unsynced: Unsynced::default(),
             table: Vec::new(),
             frame_bytes: usize::try_from(shared.segments.segment_bytes() / 4)
                 .map_or(FRAME_BYTES, |quarter| quarter.min(FRAME_BYTES)),
-            work,
+            stage: Arc::clone(&stage),
             shared: Arc::clone(&shared),
         };
-        // Without its writer the store would accept appends that never complete.
-        let failure = match catch_unwind(AssertUnwindSafe(|| writer.run())) {
-            Ok(Ok(())) => return,
-            Ok(Err(failure)) => failure,
-            Err(_panic) => {
-                StoreFailure { path, doing: "writing", reason: "the writer thread panicked".to_owned() }
-            }
-        };
-        shared.fail(failure);
+        watch(&shared, "writing", || writer.run());
+        stage.close();
+        // A thread that panicked has reported a failure already.
+        let _ = syncer.join();
     })
+}
+
+/// Does what a thread is for, and stops the store if it fails or panics: it would accept appends that never complete.
+fn watch(shared: &Shared, doing: &'static str, run: impl FnOnce() -> Result<(), StoreFailure>) {
+    let failure = match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => return,
+        Ok(Err(failure)) => failure,
+        Err(_panic) => {
+            let path = shared.segments.directory().to_path_buf();
+            StoreFailure { path, doing, reason: "the thread panicked".to_owned() }
+        }
+    };
+    shared.fail(failure);
 }
 
 struct Writer {
     shared: Arc<Shared>,
-    work: SyncSender<Work>,
+    stage: Arc<SyncStage>,
     active: Option<Active>,
     zeros: AlignedBuffer,
-    untold: Untold,
     /// Sequence of the next frame.
     next: u64,
     /// Sequence of the last frame.
     last: u64,
-    /// Everything up to this sequence has been synced.
-    synced: u64,
+    /// What has been written and not handed to the stage.
     unsynced: Unsynced,
     table: Vec<u8>,
     frame_bytes: usize,
@@ -132,24 +141,6 @@ struct Active {
     end: u64,
     /// Up to where the file system knows its blocks to be in use.
     in_use: u64,
-}
-
-/// What has been written since the last sync.
-#[derive(Default)]
-struct Unsynced {
-    bytes: u64,
-    since: Option<Instant>,
-    segments: Vec<Arc<Segment>>,
-    /// What the index is to hear of them.
-    frames: Vec<SyncedFrame>,
-}
-
-/// What has been synced and the index has not heard of.
-#[derive(Default)]
-struct Untold {
-    frames: Vec<SyncedFrame>,
-    bytes: u64,
-    since: Option<Instant>,
 }
 
 /// Appends of one log within one commit.
@@ -170,33 +161,21 @@ pub(super) struct Written {
 impl Writer {
     fn run(mut self) -> Result<(), StoreFailure> {
         loop {
-            let sync_at = self.unsynced.since.map(|since| since + MAX_UNSYNCED_TIME);
-            let tell_at = self.untold.since.map(|since| since + UNTOLD_TIME);
-            match self.shared.queue.take(sync_at.into_iter().chain(tell_at).min()) {
+            match self.shared.queue.take(self.stage.look_at(), COMMIT_BYTES) {
                 Taken::Commands(commands) => {
-                    let is_loaded = commands.len() > 1;
+                    let is_crowded = are_many_and_small(&commands);
                     self.execute(commands)?;
-                    if is_loaded {
+                    if is_crowded {
                         // Whoever was answered sends the next requests now. Where a core is shared, a writer that went
                         // on at once would cut in on the threads that receive them, and write them one by one.
                         thread::yield_now();
                     }
                 }
-                Taken::TimedOut if sync_at.is_some_and(|at| at <= Instant::now()) => self.sync()?,
                 Taken::TimedOut => {}
-                Taken::Closed => break,
+                Taken::Closed => return Ok(()),
             }
-            let untold = &self.untold;
-            if untold.frames.len() >= UNTOLD_FRAMES
-                || untold.bytes >= UNTOLD_BYTES
-                || untold.since.is_some_and(|since| since.elapsed() >= UNTOLD_TIME)
-            {
-                self.tell_frames();
-            }
+            self.stage.look();
         }
-        self.sync()?;
-        self.tell(Work::End);
-        Ok(())
     }
 
     fn execute(&mut self, commands: Vec<Command>) -> Result<(), StoreFailure> {
@@ -226,36 +205,28 @@ impl Writer {
     }
 
     fn control(&mut self, command: Command) -> Result<(), StoreFailure> {
-        match command {
+        let then = match command {
             Command::Append { .. } => unreachable!("appends are committed in groups"),
-            Command::Sync { reply } => {
-                self.sync()?;
-                self.tell(Work::Answer(reply));
-            }
+            Command::Sync { reply } => Work::Answer(reply),
             Command::Change { entry, reply } => {
                 self.write_frame(&[entry], &mut std::iter::empty(), Way::Direct)?;
-                self.sync()?;
-                self.tell(Work::Answer(reply));
+                Work::Answer(reply)
             }
             Command::Move { runs, reply } => {
                 self.write_moves(&runs)?;
                 FailPoint::MoveWritten.pass();
-                self.sync()?;
-                self.tell(Work::Answer(reply));
+                Work::Answer(reply)
             }
             Command::Replace { pieces, reply } => {
                 for (entry, bytes) in &pieces {
                     let data = Piece { bytes, stamp: None };
                     self.write_frame(std::slice::from_ref(entry), &mut std::iter::once(data), Way::Direct)?;
                 }
-                self.sync()?;
-                self.tell(Work::Answer(reply));
+                Work::Answer(reply)
             }
-            Command::Checkpoint { entries, reply } => {
-                self.sync()?;
-                self.tell(Work::Checkpoint { entries, reply });
-            }
-        }
+            Command::Checkpoint { entries, reply } => Work::Checkpoint { entries, reply },
+        };
+        self.stage.sync(std::mem::take(&mut self.unsynced))?.tell(then);
         Ok(())
     }
 
@@ -311,15 +282,17 @@ impl Writer {
             }
         };
         publish(at_once);
-        if !needs_sync && self.unsynced.bytes < MAX_UNSYNCED_BYTES {
+        let unsynced = std::mem::take(&mut self.unsynced);
+        if !needs_sync {
             FailPoint::Published.pass();
+            self.stage.leave(unsynced);
             return Ok(());
         }
-        let frames = self.sync_files()?;
+        let synced = self.stage.sync(unsynced)?;
         // Before the index hears of it: what is in the index may leave the memory, so it must have been there.
         publish(wait);
         FailPoint::Published.pass();
-        self.note_untold(frames);
+        synced.note();
         Ok(())
     }
 
@@ -387,7 +360,7 @@ impl Writer {
             segment.id,
             sequence,
             self.last,
-            self.synced,
+            self.stage.synced(),
             self.table.len(),
             entries.len(),
             segment.length(),
@@ -425,7 +398,7 @@ impl Writer {
             at += entry.data_length() as usize;
         }
         let position = Position { segment: segment.id, end, sequence };
-        self.note_unsynced(&segment, length, SyncedFrame { entries: placed, position });
+        self.unsynced.push(&segment, length as u64, SyncedFrame { entries: placed, position });
         let (memory, frame) = AlignedBuffer::freeze(buffer);
         Ok((sequence, memory, frame, positions))
     }
@@ -459,65 +432,12 @@ impl Writer {
         active.in_use = position + zeros.len() as u64;
         Ok(())
     }
+}
 
-    fn note_unsynced(&mut self, segment: &Arc<Segment>, length: usize, frame: SyncedFrame) {
-        let unsynced = &mut self.unsynced;
-        unsynced.bytes += length as u64;
-        unsynced.since.get_or_insert_with(Instant::now);
-        unsynced.frames.push(frame);
-        if unsynced.segments.last().is_none_or(|last| last.id != segment.id) {
-            unsynced.segments.push(Arc::clone(segment));
-        }
-    }
-
-    /// Syncs what has been written, and tells the index before long.
-    fn sync(&mut self) -> Result<(), StoreFailure> {
-        let frames = self.sync_files()?;
-        self.note_untold(frames);
-        Ok(())
-    }
-
-    /// Syncs what has been written; returns what the index is to be told.
-    fn sync_files(&mut self) -> Result<Vec<SyncedFrame>, StoreFailure> {
-        let unsynced = std::mem::take(&mut self.unsynced);
-        for segment in &unsynced.segments {
-            segment
-                .file()
-                .sync()
-                .map_err(|error| failure(segment.path().to_path_buf(), "syncing", &error))?;
-        }
-        self.synced = self.last;
-        FailPoint::Synced.pass();
-        Ok(unsynced.frames)
-    }
-
-    fn note_untold(&mut self, frames: Vec<SyncedFrame>) {
-        if frames.is_empty() {
-            return;
-        }
-        let untold = &mut self.untold;
-        untold.bytes += frames.iter().map(SyncedFrame::data_bytes).sum::<u64>();
-        untold.since.get_or_insert_with(Instant::now);
-        untold.frames.extend(frames);
-    }
-
-    fn tell_frames(&mut self) {
-        let Untold { frames, .. } = std::mem::take(&mut self.untold);
-        if !frames.is_empty() {
-            self.send(Work::Frames(frames));
-        }
-    }
-
-    /// Tells the indexer to do something, after everything that has been synced.
-    fn tell(&mut self, work: Work) {
-        self.tell_frames();
-        self.send(work);
-    }
-
-    fn send(&self, work: Work) {
-        // An indexer that is gone has stopped the store: what it was to do is lost with it.
-        let _ = self.work.send(work);
-    }
+/// Whether these are several appends of small batches: then it is their number that costs, and the more of them share a
+/// commit the better.
+fn are_many_and_small(commands: &[Command]) -> bool {
+    commands.len() > 1 && commands.iter().map(Command::bytes).sum::<usize>() < commands.len() * SMALL_BYTES
 }
 
 /// How a frame gets to the disk.

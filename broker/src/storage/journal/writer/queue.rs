@@ -50,6 +50,16 @@ pub(in super::super) enum Command {
     },
 }
 
+impl Command {
+    /// Bytes of the batch that it appends.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Append { batch, .. } => batch.bytes.len(),
+            _ => 0,
+        }
+    }
+}
+
 /// Commands on their way to the writer. Its length is bounded by the admissions that appends hold.
 #[derive(Debug, Default)]
 pub(in super::super) struct Queue {
@@ -60,6 +70,8 @@ pub(in super::super) struct Queue {
 #[derive(Debug, Default)]
 struct QueueState {
     commands: Vec<Command>,
+    /// Bytes of the batches that they append.
+    bytes: usize,
     closed: bool,
 }
 
@@ -80,6 +92,7 @@ impl Queue {
         if state.closed {
             return Err(QueueClosed);
         }
+        state.bytes += command.bytes();
         state.commands.push(command);
         // Only the first command can find the writer asleep.
         if state.commands.len() == 1 {
@@ -103,17 +116,19 @@ impl Queue {
         let commands = {
             let mut state = self.state.lock();
             state.closed = true;
-            std::mem::take(&mut state.commands)
+            state.take(usize::MAX)
         };
         self.ready.notify_one();
         drop(commands);
     }
 
-    pub(super) fn take(&self, deadline: Option<Instant>) -> Taken {
+    /// Waits for commands until `deadline`. Takes the oldest, all that append at most `max_bytes` together or one that
+    /// appends more.
+    pub(super) fn take(&self, deadline: Option<Instant>, max_bytes: usize) -> Taken {
         let mut state = self.state.lock();
         loop {
             if !state.commands.is_empty() {
-                return Taken::Commands(std::mem::take(&mut state.commands));
+                return Taken::Commands(state.take(max_bytes));
             }
             if state.closed {
                 return Taken::Closed;
@@ -126,5 +141,24 @@ impl Queue {
                 Some(_) => {}
             }
         }
+    }
+}
+
+impl QueueState {
+    fn take(&mut self, max_bytes: usize) -> Vec<Command> {
+        if self.bytes <= max_bytes {
+            self.bytes = 0;
+            return std::mem::take(&mut self.commands);
+        }
+        let mut bytes = 0;
+        let fits = |command: &&Command| {
+            bytes += command.bytes();
+            bytes <= max_bytes
+        };
+        let count = self.commands.iter().take_while(fits).count().max(1);
+        let later = self.commands.split_off(count);
+        let now = std::mem::replace(&mut self.commands, later);
+        self.bytes -= now.iter().map(Command::bytes).sum::<usize>();
+        now
     }
 }
