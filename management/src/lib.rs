@@ -303,6 +303,10 @@ pub struct BrokerLoadView {
     pub bytes: u64,
     /// Partitions that it leads.
     pub leaders: u64,
+    /// Bytes per second that it takes in and gives out as their leader, over the last minute or so; partitions that it
+    /// leads for less than ten seconds are not counted.
+    #[serde(default)]
+    pub leader_bytes_per_second: u64,
 }
 
 /// Tells the controller where a broker runs: `PUT /v1/brokers/{id}/rack`.

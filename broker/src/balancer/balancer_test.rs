@@ -1,14 +1,15 @@
 //! Brokers' replicas in one process with the real controller and the balancer: brokers are filled and emptied while clients
 //! write.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millrace_protocol::ErrorCode;
+use tokio::time::Instant;
 
-use super::step::{Interval, has_work, holds_replicas, next_requests, slowest_p99};
+use super::step::{Interval, away_since, has_work, holds_replicas, next_requests, slowest_p99};
 use super::*;
 use crate::config::BrokerConfig;
 use crate::metadata::controller::ControllerRequest;
@@ -94,10 +95,14 @@ fn writer(fleet: &Arc<Fleet>) -> (Arc<AtomicBool>, tokio::task::JoinHandle<usize
 
 /// What the controller's broker does at each look.
 async fn look(fleet: &Fleet) {
+    look_without(fleet, BTreeSet::new()).await;
+}
+
+async fn look_without(fleet: &Fleet, given_up: BTreeSet<BrokerId>) {
     let before = image(fleet);
     if has_work(&before, &options()) {
         let load = fleet.manager(1).load().await;
-        for request in next_requests(&before, &load, Some(Interval::default()), &options()) {
+        for request in next_requests(&before, &load, Some(Interval::default()), &given_up, &options()) {
             fleet.shared.ask(&request);
         }
     }
@@ -189,6 +194,39 @@ async fn a_drain_that_is_cancelled_leaves_everything_where_it_was() {
     produce(&fleet, 0).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_broker_that_stays_away_was_to_get_goes_to_another_one() {
+    let fleet = fleet().await;
+    fleet.shared.ask(&ControllerRequest::MarkBroker { broker_id: 4, mark: Some(BrokerMark::Cordoned) });
+    fleet.shared.ask(&ControllerRequest::MarkBroker { broker_id: 2, mark: Some(BrokerMark::Draining) });
+    look(&fleet).await;
+    assert_eq!(image(&fleet).balancer_moves().count(), 0, "nobody may take anything");
+    fleet.shared.ask(&ControllerRequest::MarkBroker { broker_id: 4, mark: None });
+    fleet.cut_off(4);
+    look(&fleet).await;
+    let fenced = |image: &mut MetadataImage| Arc::make_mut(image.brokers.get_mut(&4).unwrap()).fenced = true;
+    fleet.shared.edit(fenced);
+    look(&fleet).await;
+    assert_eq!(image(&fleet).balancer_moves().count(), options().limits.per_broker, "it may come back");
+    look_without(&fleet, BTreeSet::from([4])).await;
+    assert_eq!(image(&fleet).balancer_moves().count(), 0);
+    assert_eq!(image(&fleet).partition(id(0)).unwrap().target_ids().count(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_is_away_since_it_was_first_seen_so() {
+    let mut image = image(&*fleet().await);
+    let mut fence = |fenced| {
+        Arc::make_mut(image.brokers.get_mut(&1).unwrap()).fenced = fenced;
+        image.clone()
+    };
+    let start = Instant::now();
+    let first = away_since(&fence(true), &BTreeMap::new(), start);
+    let later = start + Duration::from_secs(9);
+    assert_eq!(away_since(&fence(true), &first, later), BTreeMap::from([(1, start)]));
+    assert_eq!(away_since(&fence(false), &first, later), BTreeMap::new());
+}
+
 #[test]
 fn the_rate_follows_the_slowest_broker_that_has_enough_clients_to_tell() {
     let durations = |count: u32, ms| {
@@ -212,7 +250,8 @@ async fn the_rate_falls_while_clients_wait_and_rises_when_it_is_made_use_of() {
     let moving = image(&fleet);
     let first = moving.balance.rate.unwrap();
     let next = |interval| {
-        let requests = next_requests(&moving, &ClusterLoad::default(), interval, &options());
+        let requests =
+            next_requests(&moving, &ClusterLoad::default(), interval, &BTreeSet::new(), &options());
         requests.into_iter().find_map(|request| match request {
             ControllerRequest::SetBalanceRate(rate) => rate,
             _ => None,

@@ -1,6 +1,6 @@
 //! Looks at the cluster while this broker is the controller, and has the controller do what is next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::BalancerOptions;
-use super::step::{Interval, has_work, next_requests, slowest_p99};
+use super::step::{Interval, away_since, has_work, next_requests, slowest_p99};
 use crate::metadata::controller::ControllerRequest;
 use crate::metadata::image::{BrokerId, MetadataImage};
 use crate::metadata::service::Member;
@@ -41,7 +41,7 @@ pub async fn run(
 async fn look_again_and_again(member: &Member, replicas: &ReplicaManager, options: &BalancerOptions) {
     let metadata = member.metadata();
     let mut images = metadata.subscribe();
-    let mut driver = Driver { options: *options, memory: None };
+    let mut driver = Driver { options: *options, memory: None, away: BTreeMap::new() };
     loop {
         let seen = metadata.image();
         if member.quorum().is_leader() {
@@ -55,7 +55,7 @@ async fn look_again_and_again(member: &Member, replicas: &ReplicaManager, option
                 }
             }
         } else {
-            driver.memory = None;
+            driver.forget();
         }
         tokio::time::sleep(PAUSE).await;
         let before = metadata.image();
@@ -81,6 +81,8 @@ async fn look_again_and_again(member: &Member, replicas: &ReplicaManager, option
 struct Driver {
     options: BalancerOptions,
     memory: Option<Memory>,
+    /// Brokers out of service, and since when.
+    away: BTreeMap<BrokerId, Instant>,
 }
 
 #[derive(Debug)]
@@ -90,6 +92,11 @@ struct Memory {
 }
 
 impl Driver {
+    fn forget(&mut self) {
+        self.memory = None;
+        self.away.clear();
+    }
+
     /// What the controller is to be asked.
     async fn look(
         &mut self,
@@ -97,9 +104,12 @@ impl Driver {
         replicas: &ReplicaManager,
     ) -> Vec<ControllerRequest> {
         if !has_work(image, &self.options) {
-            self.memory = None;
+            self.forget();
             return Vec::new();
         }
+        self.away = away_since(image, &self.away, Instant::now());
+        let given_up = self.away.iter().filter(|(_, since)| since.elapsed() >= self.options.patience);
+        let given_up: BTreeSet<BrokerId> = given_up.map(|(id, _)| *id).collect();
         let load = replicas.load().await;
         let is_due = self.memory.as_ref().is_none_or(|memory| memory.at.elapsed() >= self.options.interval);
         let mut interval = None;
@@ -115,8 +125,8 @@ impl Driver {
         }
         let (image, options) = (Arc::clone(image), self.options);
         // Thousands of partitions take a while to plan.
-        let planned =
-            crate::blocking::spawn_blocking(move || next_requests(&image, &load, interval, &options)).await;
+        let plan = move || next_requests(&image, &load, interval, &given_up, &options);
+        let planned = crate::blocking::spawn_blocking(plan).await;
         planned.unwrap_or_default()
     }
 }

@@ -36,6 +36,8 @@ pub struct BalancerOptions {
     pub limits: Limits,
     /// How fast replicas are filled.
     pub rate: RateGoal,
+    /// Time that a broker may be out of service before the moves that fill it are taken back, and made elsewhere.
+    pub patience: Duration,
     /// Time between two looks while there is something to do, and between two changes of the rate.
     pub interval: Duration,
 }
@@ -56,6 +58,7 @@ impl BalancerOptions {
                 min: config.min_rate,
                 max: config.max_rate,
             },
+            patience: Duration::from_mins(5),
             interval: Duration::from_secs(5),
         }
     }

@@ -13,7 +13,7 @@ use crate::replication::{ClusterLoad, Progress};
 
 /// The plan as it is now, and as it would be with brokers levelled if `level`.
 pub fn planned(image: &MetadataImage, load: &ClusterLoad, level: bool, options: &BalancerOptions) -> Plan {
-    plan(&Cluster::of(image, &load.bytes), &options.goals(level))
+    plan(&Cluster::of(image, &load.bytes, &load.traffic), &options.goals(level))
 }
 
 /// A plan, for people.
@@ -92,7 +92,10 @@ fn broker_load(image: &MetadataImage, load: &ClusterLoad, broker_id: BrokerId) -
             view.replicas += 1;
             view.bytes += load.bytes.get(&id).copied().unwrap_or(0);
         }
-        view.leaders += u64::from(state.leader == broker_id && broker_id != NO_LEADER);
+        if state.leader == broker_id && broker_id != NO_LEADER {
+            view.leaders += 1;
+            view.leader_bytes_per_second += load.traffic.get(&id).copied().unwrap_or(0);
+        }
     }
     view
 }
@@ -139,6 +142,7 @@ fn move_view(image: &MetadataImage, wanted: &Move) -> MoveView {
         Reason::Replicas => "Replicas",
         Reason::Bytes => "Bytes",
         Reason::Leaders => "Leaders",
+        Reason::Traffic => "Traffic",
     };
     MoveView {
         topic: topic_name(image, wanted.partition),

@@ -1,7 +1,9 @@
 //! What the balancer asks the controller for next: values in, values out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::BalancerOptions;
 use crate::metadata::controller::balancer::rate::next_rate;
@@ -43,24 +45,35 @@ fn states(image: &MetadataImage) -> impl Iterator<Item = &PartitionImage> {
     image.topics.values().flat_map(|topic| &topic.partitions)
 }
 
-/// Requests to the controller, in order. `interval` is given when it is time to look at the rate.
+/// Requests to the controller, in order. `interval` is given when it is time to look at the rate; `given_up` are brokers
+/// that have been out of service for too long to wait for.
 ///
 /// While some leader does not tell its sizes, brokers are emptied and not levelled.
 pub fn next_requests(
     image: &MetadataImage,
     load: &ClusterLoad,
     interval: Option<Interval>,
+    given_up: &BTreeSet<BrokerId>,
     options: &BalancerOptions,
 ) -> Vec<ControllerRequest> {
     let wanted = options.automatic || image.balance.rebalancing;
     let level = wanted && load.silent.is_empty();
-    let plan = plan(&Cluster::of(image, &load.bytes), &options.goals(level));
+    let plan = plan(&Cluster::of(image, &load.bytes, &load.traffic), &options.goals(level));
     let under_way: Vec<Vec<BrokerId>> =
         states(image).filter(|state| state.is_reassigning()).map(|state| state.adding.clone()).collect();
     let begun = select(&plan, &under_way, &options.limits);
     let own = image.balancer_moves().count();
     let copies = own > 0 || begun.iter().any(|it| it.added().next().is_some());
     let mut requests = Vec::new();
+    let futile: BTreeSet<BrokerId> = image
+        .balancer_moves()
+        .filter_map(|id| image.partition(id))
+        .flat_map(|state| state.adding.iter().filter(|id| given_up.contains(id) && !state.isr.contains(id)))
+        .copied()
+        .collect();
+    if !futile.is_empty() {
+        requests.push(ControllerRequest::TakeBackMoves(futile.into_iter().collect()));
+    }
     let rate = match (image.balance.rate, interval) {
         _ if !copies => None,
         (None, _) => Some(options.rate.first()),
@@ -82,6 +95,16 @@ pub fn next_requests(
         requests.push(ControllerRequest::MovePartitions(moves.collect()));
     }
     requests
+}
+
+/// Since when each broker is out of service, as far as anybody has looked.
+pub fn away_since(
+    image: &MetadataImage,
+    before: &BTreeMap<BrokerId, Instant>,
+    now: Instant,
+) -> BTreeMap<BrokerId, Instant> {
+    let away = image.brokers.values().filter(|broker| broker.fenced);
+    away.map(|broker| (broker.broker_id, before.get(&broker.broker_id).copied().unwrap_or(now))).collect()
 }
 
 /// The 99th percentile at the broker where it was longest, between two looks.

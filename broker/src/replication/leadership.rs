@@ -210,14 +210,15 @@ impl Leadership {
         self.assignment.isr.contains(&broker_id)
     }
 
-    /// Takes note of records that a follower was sent.
-    pub(super) fn sent(&mut self, broker_id: BrokerId, bytes: u64, now: Instant) {
+    /// Takes note of records that a follower was sent to fill it; false if it is in sync, and they are what it always gets.
+    pub(super) fn filled(&mut self, broker_id: BrokerId, bytes: u64, now: Instant) -> bool {
         if self.is_in_sync(broker_id) {
-            return;
+            return false;
         }
         if let Some(follower) = self.followers.iter_mut().find(|it| it.member.broker_id == broker_id) {
             follower.filling.get_or_insert_with(|| Box::new(Meter::new(now))).record(bytes, now);
         }
+        true
     }
 
     /// How far the followers are.

@@ -1,4 +1,4 @@
-//! What brokers carry: the sizes of partitions, and how long clients wait for their produce requests.
+//! What brokers carry: sizes and traffic of partitions, and how long clients wait for their produce requests.
 //!
 //! Leaders know the sizes of their logs; any broker can ask them all.
 
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
+use tokio::time::Instant;
 
 use super::ReplicaManager;
 use crate::metadata::image::{BrokerId, TopicIdPartition};
@@ -17,11 +18,16 @@ use crate::schema::internal::broker_load_answer::LedPartition;
 /// Time that a broker gets to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A leader does not know yet.
+const UNKNOWN: i64 = -1;
+
 /// What the brokers of a cluster carry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterLoad {
     /// Bytes of each partition's log, at its leader.
     pub bytes: BTreeMap<TopicIdPartition, u64>,
+    /// Bytes per second that each partition's leader takes in and gives out, as far as it leads for long enough to tell.
+    pub traffic: BTreeMap<TopicIdPartition, u64>,
     /// How long produce requests took, by broker, since its process was started.
     pub produce_times: BTreeMap<BrokerId, DurationCounts>,
     /// Brokers in service that did not answer: the sizes of what they lead are not known.
@@ -33,10 +39,12 @@ impl ReplicaManager {
     pub async fn serve_load(&self) -> BrokerLoadAnswer {
         let led: Vec<_> = self.led().collect();
         let look = move || {
+            let now = Instant::now();
             let led = led.iter().map(|partition| LedPartition {
                 topic_id: partition.id().topic_id,
                 partition_id: partition.id().partition,
                 bytes: partition.log().size().cast_signed(),
+                bytes_per_second: partition.traffic(now).map_or(UNKNOWN, u64::cast_signed),
                 ..LedPartition::default()
             });
             led.collect()
@@ -79,6 +87,9 @@ impl ClusterLoad {
         for led in answer.partitions {
             let id = TopicIdPartition { topic_id: led.topic_id, partition: led.partition_id };
             self.bytes.insert(id, led.bytes.cast_unsigned());
+            if let Ok(bytes_per_second) = u64::try_from(led.bytes_per_second) {
+                self.traffic.insert(id, bytes_per_second);
+            }
         }
         let counts = answer.produce_times.into_iter().map(i64::cast_unsigned).collect();
         self.produce_times.insert(broker_id, DurationCounts(counts));

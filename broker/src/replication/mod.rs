@@ -34,6 +34,7 @@ mod reads;
 mod registrations;
 mod sessions;
 mod throttle;
+mod traffic;
 mod upkeep;
 pub mod validate;
 mod waiters;

@@ -4,6 +4,7 @@
 //! batch) and never across a wait. Offsets therefore follow the order in which appends got the mutex, and the log
 //! gets them in that order.
 
+mod followers;
 mod following;
 mod offsets;
 
@@ -17,14 +18,15 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::leadership::{FollowerLog, LeaderAssignment, Proposal};
+use super::leadership::LeaderAssignment;
 use super::producer_state::{ProducerStates, SequenceError, Verdict};
 use super::registrations::Registrations;
 use super::sessions::FollowerSignal;
+use super::traffic::Traffic;
 use super::validate::ValidatedBatch;
 use super::waiters::{Awaited, Waiters};
 use super::watermark::Watermark;
-use super::{FetchPartition, ReplicaProgress, RequiredAcks, ThrottledReplicas, TopicSettings};
+use super::{FetchPartition, RequiredAcks, TopicSettings};
 use crate::metadata::image::{BrokerId, TopicIdPartition};
 #[cfg(test)]
 use crate::simulation::bugs::{self, Bug};
@@ -83,6 +85,8 @@ pub struct Partition {
     id: TopicIdPartition,
     log: Arc<dyn PartitionLog>,
     watermark: Arc<Watermark>,
+    /// What this broker carries as its leader.
+    traffic: Traffic,
     state: Mutex<State>,
 }
 
@@ -240,7 +244,7 @@ impl Partition {
         let producers = producers_at(id, opened.log.as_ref(), &snapshots, ends.log_end, now_ms)?;
         let role = Role { leader_epoch: -1, leads: false, follows: None };
         let state = Mutex::new(State { role, led_since: -1, settings, producers, snapshots });
-        Ok(Self { id, log: opened.log, watermark, state })
+        Ok(Self { id, log: opened.log, watermark, traffic: Traffic::new(Instant::now()), state })
     }
 
     /// Topic id and number.
@@ -273,6 +277,9 @@ impl Partition {
                 Assignment::Leads(assignment) => {
                     if before != role {
                         self.log.begin_epoch(role.leader_epoch);
+                    }
+                    if !goes_on {
+                        self.traffic.restart(Instant::now());
                     }
                     self.watermark.lead(assignment, self.log.ends().log_end);
                 }
@@ -344,10 +351,12 @@ impl Partition {
             partition_leader_epoch: role.leader_epoch,
             ..batch.header
         };
+        let bytes = batch.bytes.len();
         self.log.append(AppendBatch { bytes: batch.bytes, header }, Arc::clone(admission))?;
         state.producers.record(&header, now_ms);
         self.watermark.appended(header.next_offset());
         drop(state);
+        self.traffic.add(bytes);
         // They need not wait until it is durable here.
         self.watermark.tell_followers();
         Ok(Appended {
@@ -446,7 +455,11 @@ impl Partition {
     /// Reads whole batches; `None` if that needs the disk and `memory_only` forbids it.
     pub fn read(&self, range: ReadRange, memory_only: bool) -> Result<Option<RecordBytes>, ErrorCode> {
         let read = if memory_only { self.log.read_memory(range) } else { self.log.read(range).map(Some) };
-        read.map_err(|error| self.report(&error))
+        let read = read.map_err(|error| self.report(&error))?;
+        if let Some(records) = read.as_ref().filter(|_| range.reader == Reader::Consumer) {
+            self.traffic.add(records.len());
+        }
+        Ok(read)
     }
 
     /// Deletes what lies below `offset`, or below the high watermark (D1). Blocks on the disk.
@@ -541,88 +554,6 @@ impl Partition {
             state.snapshots.pop_front();
         }
         snapshot
-    }
-
-    /// Judges a fetch of a follower and takes note of its progress. Also returns the in-sync replicas to propose, if the
-    /// follower can join them (L7).
-    pub fn follower_fetched(
-        &self,
-        (broker_id, broker_epoch): (BrokerId, i64),
-        leader_epoch: i32,
-        log: FollowerLog,
-    ) -> Result<(FollowerView, Option<Proposal>), ErrorCode> {
-        self.check_leader(Some(leader_epoch))?;
-        let is_ours = self.watermark.leadership(|leadership| leadership.has_follower(broker_id));
-        if is_ours != Some(true) {
-            // The image of one of the two is old.
-            return Err(ErrorCode::UnknownLeaderEpoch);
-        }
-        let view = self.follower_view(leader_epoch, log.log_end, log.last_epoch)?;
-        if view.diverging_epoch.is_some() {
-            return Ok((view, None));
-        }
-        // The logs are the same up to where the follower's ends, and so is the part of it that is durable.
-        let log = FollowerLog { durable_end: log.durable_end.min(log.log_end), ..log };
-        let proposal = self.watermark.follower_fetched(broker_id, broker_epoch, log);
-        Ok((FollowerView { high_watermark: self.high_watermark(), ..view }, proposal))
-    }
-
-    /// What a follower that stands at `offset` can get.
-    pub fn follower_view(
-        &self,
-        leader_epoch: i32,
-        offset: i64,
-        last_fetched_epoch: Option<i32>,
-    ) -> Result<FollowerView, ErrorCode> {
-        self.check_leader(Some(leader_epoch))?;
-        let ends = self.log.ends();
-        let (log_start, fetchable_end) = (ends.log_start, ends.readable_end(Reader::Replica));
-        let diverging_epoch = self.diverges(offset, last_fetched_epoch)?;
-        if diverging_epoch.is_none() && !(log_start..=ends.log_end).contains(&offset) {
-            return Err(ErrorCode::OffsetOutOfRange);
-        }
-        Ok(FollowerView { log_start, fetchable_end, high_watermark: self.high_watermark(), diverging_epoch })
-    }
-
-    /// In-sync followers whose logs hold `offset`, each with its end; none where this broker does not lead.
-    pub fn readable_followers(&self, offset: i64) -> Vec<(BrokerId, i64)> {
-        self.watermark.leadership(|leadership| leadership.readable_followers(offset)).unwrap_or_default()
-    }
-
-    /// Whether this broker leads the partition, and is throttled in that.
-    pub(super) fn is_throttled_leader(&self) -> bool {
-        let settings = self.settings();
-        let own = || self.watermark.leadership(|leadership| leadership.own_id());
-        match &settings.leader_throttled {
-            ThrottledReplicas::None => false,
-            listed => own().is_some_and(|own| listed.contains(self.id.partition, own)),
-        }
-    }
-
-    /// Whether this broker leads the partition, and that follower is in sync.
-    pub(super) fn has_in_sync_follower(&self, broker_id: BrokerId) -> bool {
-        self.watermark.leadership(|leadership| leadership.is_in_sync(broker_id)) == Some(true)
-    }
-
-    /// How far the followers are; nothing where this broker does not lead. Blocks on the disk.
-    pub(super) fn followers_progress(&self, now: Instant) -> Result<Vec<ReplicaProgress>, StorageError> {
-        let positions = self.watermark.leadership(|leadership| leadership.positions(now));
-        let progress = positions.unwrap_or_default().into_iter().map(|position| {
-            let bytes_done = self.log.size_below(position.durable_end.unwrap_or(0))?;
-            Ok(ReplicaProgress {
-                partition: self.id,
-                broker_id: position.broker_id,
-                bytes_done,
-                bytes_left: self.log.size().saturating_sub(bytes_done),
-                bytes_per_second: position.bytes_per_second,
-            })
-        });
-        progress.collect()
-    }
-
-    /// Takes note of records that were sent to a follower.
-    pub(super) fn sent_to_follower(&self, broker_id: BrokerId, bytes: usize, now: Instant) {
-        self.watermark.leadership(|leadership| leadership.sent(broker_id, bytes as u64, now));
     }
 
     /// Followers' sessions, replica lag and proposals.

@@ -61,6 +61,8 @@ pub(super) async fn watch_followers(inner: Arc<Inner>) {
         }
         for partition in inner.online() {
             let watermark = partition.watermark();
+            // The mean of a minute, which is no better than how often one looks.
+            let _ = partition.traffic(Instant::now());
             let is_alive = |broker_id| inner.sessions.is_alive(broker_id, inner.options.replica_lag);
             if watermark.propose_expansion(is_alive).or_else(|| watermark.propose_shrinking()).is_some() {
                 inner.proposals.add(partition.id());

@@ -80,6 +80,21 @@ pub(super) fn set_rate(draft: &mut Draft, rate: Option<u64>) -> ControllerRespon
     ControllerResponse::Done
 }
 
+/// Takes back the moves that fill one of these brokers, unless it is in service again or has all records already.
+pub(super) fn take_back_moves(
+    draft: &mut Draft,
+    brokers: &[BrokerId],
+    settings: &dyn Settings,
+) -> ControllerResponse {
+    let image = draft.image();
+    let is_away = |id: &&BrokerId| image.brokers.get(*id).is_none_or(|broker| broker.fenced);
+    let away: BTreeSet<BrokerId> = brokers.iter().filter(is_away).copied().collect();
+    cancel_moves(draft, settings, |state| {
+        state.adding.iter().any(|id| away.contains(id) && !state.isr.contains(id))
+    });
+    ControllerResponse::Done
+}
+
 /// Begins moves whose partitions are as the plan expects them; the others stay as they are. New orders of the same
 /// replicas take effect at once, and their first replica leads if it is in sync.
 pub(super) fn move_partitions(

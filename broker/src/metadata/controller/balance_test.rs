@@ -1,6 +1,7 @@
 //! Marks, and the balancer's moves, against the image.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use millrace_protocol::messages::AlterPartitionReassignmentsRequest;
 use millrace_protocol::messages::alter_partition_reassignments_request::{
@@ -99,6 +100,27 @@ fn the_end_of_a_drain_takes_its_own_moves_back_and_no_others() {
     let cancel = ControllerRequest::SetRebalancing { rebalancing: false, cancel_moves: true };
     let ended = after(&image, &cancel);
     assert_eq!((ids(&ended, first), ids(&ended, other)), (vec![0, 1, 3], vec![1, 2, 0]));
+    assert_eq!(ended.balance.moves, BTreeSet::from([first]));
+}
+
+#[test]
+fn moves_to_a_broker_that_stays_away_are_taken_back_and_those_to_others_go_on() {
+    let (mut image, first) = cluster();
+    let other = add_topic(&mut image, "other", &[vec![1, 0, 2]]);
+    change_first(&mut image, other, |state| state.isr = vec![0, 1, 2]);
+    let other = id(other, 0);
+    image = after(&image, &move_to(first, &[0, 1, 2], &[0, 1, 3]));
+    let take_back = |brokers: &[BrokerId]| ControllerRequest::TakeBackMoves(brokers.to_vec());
+    assert_eq!(after(&image, &take_back(&[3])).topics, image.topics, "it is in service");
+    Arc::make_mut(image.brokers.get_mut(&3).expect("it is there")).fenced = true;
+    assert_eq!(after(&image, &take_back(&[1, 2])).topics, image.topics, "another one");
+    let ended = after(&image, &take_back(&[3]));
+    let ids: Vec<BrokerId> = ended.partition(first).expect("it is there").target_ids().collect();
+    assert_eq!((ids, ended.balance.moves.len()), (vec![0, 1, 2], 0));
+    // What has been filled is not thrown away.
+    change_first(&mut image, first.topic_id, |state| state.isr = vec![0, 1, 2, 3]);
+    image = after(&image, &move_to(other, &[1, 0, 2], &[1, 0, 3]));
+    let ended = after(&image, &take_back(&[3]));
     assert_eq!(ended.balance.moves, BTreeSet::from([first]));
 }
 

@@ -133,6 +133,7 @@ pub fn decide(
             balance::set_rebalancing(&mut draft, *rebalancing, *cancel_moves, settings)
         }
         ControllerRequest::SetBalanceRate(rate) => balance::set_rate(&mut draft, *rate),
+        ControllerRequest::TakeBackMoves(brokers) => balance::take_back_moves(&mut draft, brokers, settings),
         ControllerRequest::ApplyTopic { name, request } => {
             managed_topics::apply(&mut draft, name, request, settings, new_uuid)
         }

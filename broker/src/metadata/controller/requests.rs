@@ -92,6 +92,8 @@ pub enum ControllerRequest {
     },
     /// Bytes per second at which each leader fills the replicas of the balancer's moves; `None` is no limit.
     SetBalanceRate(Option<u64>),
+    /// The balancer takes back its moves that fill these brokers, as far as they are out of service.
+    TakeBackMoves(Vec<BrokerId>),
     /// Brings a topic to the state that its managing object wants.
     ApplyTopic {
         /// Topic name.

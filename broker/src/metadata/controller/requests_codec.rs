@@ -107,6 +107,9 @@ impl ControllerRequest {
                 ..Default::default()
             }
             .into(),
+            Self::TakeBackMoves(brokers) => {
+                wire::TakeBackMovesRequest { brokers: brokers.clone(), ..Default::default() }.into()
+            }
             Self::ApplyTopic { name, request } => wire::ApplyTopicRequest {
                 name: name.into(),
                 json: serde_json::to_vec(request)?.into(),
@@ -198,6 +201,7 @@ impl ControllerRequest {
             ControllerMessage::SetBalanceRateRequest(request) => {
                 Self::SetBalanceRate(u64::try_from(request.rate).ok())
             }
+            ControllerMessage::TakeBackMovesRequest(request) => Self::TakeBackMoves(request.brokers),
             ControllerMessage::ApplyTopicRequest(request) => Self::ApplyTopic {
                 name: request.name.into(),
                 request: serde_json::from_slice(&request.json)?,
@@ -503,6 +507,7 @@ mod tests {
             ControllerRequest::SetRebalancing { rebalancing: true, cancel_moves: false },
             ControllerRequest::SetBalanceRate(Some(5)),
             ControllerRequest::SetBalanceRate(None),
+            ControllerRequest::TakeBackMoves(vec![1, 2]),
             ControllerRequest::ApplyTopic {
                 name: "t".into(),
                 request: ApplyTopic {

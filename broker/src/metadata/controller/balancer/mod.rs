@@ -10,6 +10,9 @@
 //! 3. Brokers have as many replicas as the mean, up to the threshold; an empty broker is filled that way.
 //! 4. They have as many bytes as the mean, up to the threshold.
 //! 5. They are the preferred leader of as many partitions as the mean, up to the threshold.
+//! 6. As leaders they take in and give out as many bytes per second as the mean, up to twice the threshold: traffic changes
+//!    from minute to minute, and nothing is to move to and fro with it. Little traffic is left alone, and as long as some
+//!    leader cannot tell, all of it.
 //!
 //! Where a goal can be reached in several ways, the one that copies fewer bytes is taken.
 
@@ -53,6 +56,8 @@ pub struct PlannedPartition {
     pub replicas: Vec<BrokerId>,
     /// Bytes of each replica, as far as they are known.
     pub bytes: u64,
+    /// Bytes per second that its leader takes in and gives out, if known.
+    pub traffic: Option<u64>,
     /// Why it is left alone, if it is.
     pub fixed: Option<Fixed>,
 }
@@ -97,6 +102,8 @@ pub enum Reason {
     Bytes,
     /// Brokers lead unlike numbers of partitions.
     Leaders,
+    /// Brokers have unlike traffic as leaders.
+    Traffic,
 }
 
 /// One partition's move.
@@ -200,8 +207,12 @@ impl Plan {
 }
 
 impl Cluster {
-    /// The cluster of an image, with sizes of partitions as their leaders know them.
-    pub fn of(image: &MetadataImage, bytes: &BTreeMap<TopicIdPartition, u64>) -> Self {
+    /// The cluster of an image, with sizes and traffic of partitions as their leaders know them.
+    pub fn of(
+        image: &MetadataImage,
+        bytes: &BTreeMap<TopicIdPartition, u64>,
+        traffic: &BTreeMap<TopicIdPartition, u64>,
+    ) -> Self {
         let broker = |broker: &Arc<crate::metadata::image::BrokerImage>| PlannedBroker {
             broker_id: broker.broker_id,
             rack: broker.rack.clone(),
@@ -215,6 +226,7 @@ impl Cluster {
                     id,
                     replicas: state.target_ids().collect(),
                     bytes: bytes.get(&id).copied().unwrap_or(0),
+                    traffic: traffic.get(&id).copied(),
                     fixed: fixed(image, state),
                 }
             })

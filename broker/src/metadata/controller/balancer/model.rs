@@ -14,6 +14,20 @@ pub(super) struct Load {
     pub(super) bytes: u64,
     /// Partitions whose preferred leader it is.
     pub(super) leaders: u64,
+    /// Bytes per second that these take in and give out.
+    pub(super) traffic: u64,
+}
+
+impl Load {
+    /// Without `going` and with `coming`; `None` if there is not that much.
+    pub(super) fn exchanged(self, going: Self, coming: Self) -> Option<Self> {
+        Some(Self {
+            replicas: self.replicas.checked_sub(going.replicas)? + coming.replicas,
+            bytes: self.bytes.checked_sub(going.bytes)? + coming.bytes,
+            leaders: self.leaders.checked_sub(going.leaders)? + coming.leaders,
+            traffic: self.traffic.checked_sub(going.traffic)? + coming.traffic,
+        })
+    }
 }
 
 /// Where a number may be.
@@ -37,6 +51,11 @@ impl Bounds {
             low: mean.floor().min((mean * (1.0 - threshold)).ceil()).max(0.0) as u64,
             high: mean.ceil().max((mean * (1.0 + threshold)).floor()) as u64,
         }
+    }
+
+    /// Wider by `slack` to both sides.
+    pub(super) fn widened(self, slack: u64) -> Self {
+        Self { low: self.low.saturating_sub(slack), high: self.high.saturating_add(slack) }
     }
 
     /// How far `value` is outside.
@@ -74,21 +93,33 @@ impl<'a> Model<'a> {
 
     pub(super) fn set(&mut self, index: usize, replicas: Vec<BrokerId>) {
         let bytes = self.cluster.partitions[index].bytes;
+        let traffic = self.traffic(index);
         let before = std::mem::replace(&mut self.replicas[index], replicas);
         for (position, id) in before.iter().enumerate() {
             let load = self.loads.entry(*id).or_default();
             load.replicas -= 1;
             load.bytes -= bytes;
-            load.leaders -= u64::from(position == 0);
+            if position == 0 {
+                load.leaders -= 1;
+                load.traffic -= traffic;
+            }
             self.held.entry(*id).or_default().remove(&index);
         }
         for (position, id) in self.replicas[index].iter().enumerate() {
             let load = self.loads.entry(*id).or_default();
             load.replicas += 1;
             load.bytes += bytes;
-            load.leaders += u64::from(position == 0);
+            if position == 0 {
+                load.leaders += 1;
+                load.traffic += traffic;
+            }
             self.held.entry(*id).or_default().insert(index);
         }
+    }
+
+    /// Bytes per second of a partition's leader, nothing if unknown.
+    pub(super) fn traffic(&self, index: usize) -> u64 {
+        self.cluster.partitions[index].traffic.unwrap_or(0)
     }
 
     pub(super) fn load(&self, id: BrokerId) -> Load {

@@ -2,8 +2,8 @@
 //!
 //! Why plans come to an end, even if only their first steps are carried out before the next is made: each step lowers the
 //! first of these that it changes: replicas on draining brokers that can go; replicas outside the bounds; bytes outside the
-//! bounds; leaders outside the bounds. All are whole numbers. A step is taken as a whole, as the halves of a swap do not
-//! lower them by themselves.
+//! bounds; leaders outside the bounds; their traffic outside the bounds. All are whole numbers. A step is taken as a whole,
+//! as the halves of a swap do not lower them by themselves.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, VecDeque};
@@ -14,6 +14,12 @@ use crate::metadata::image::BrokerId;
 
 /// Partitions of each side that are tried for a swap: those nearest to half of what two brokers differ by.
 const SWAP_CANDIDATES: usize = 32;
+
+/// How much further off the mean traffic may be than anything else, as it is never the same for long.
+const TRAFFIC_FACTOR: f64 = 2.0;
+
+/// Traffic by which brokers may be off the mean in any case, bytes per second.
+const LITTLE_TRAFFIC: u64 = 1 << 20;
 
 /// Every move that is worthwhile in this cluster.
 pub fn plan(cluster: &Cluster, goals: &Goals) -> Plan {
@@ -161,6 +167,9 @@ impl Planner<'_> {
         while self.level_leaders(threshold) {
             moved = true;
         }
+        while self.level_traffic(threshold) {
+            moved = true;
+        }
         moved
     }
 
@@ -291,18 +300,20 @@ impl Planner<'_> {
         sources.sort_by_key(|id| (Reverse(leaders(*id)), *id));
         for from in sources {
             let Some(path) = self.way_for_leadership(from, bounds) else { continue };
-            let handed = path.into_iter().map(|(index, to)| {
-                let mut next = self.model.replicas[index].clone();
-                if let Some(position) = next.iter().position(|id| *id == to) {
-                    next.swap(0, position);
-                }
-                (index, next)
-            });
+            let handed = path.into_iter().filter_map(|(index, to)| Some((index, self.led_by(index, to)?)));
             let handed = handed.collect();
             self.take(handed, Reason::Leaders);
             return true;
         }
         false
+    }
+
+    /// Replicas of a partition with the leadership handed to one of them.
+    fn led_by(&self, index: usize, to: BrokerId) -> Option<Vec<BrokerId>> {
+        let mut next = self.model.replicas[index].clone();
+        let position = next.iter().position(|id| *id == to)?;
+        next.swap(0, position);
+        Some(next)
     }
 
     /// The shortest chain of partitions, each led by the broker that the one before is handed to, from a broker that can
@@ -336,4 +347,108 @@ impl Planner<'_> {
         }
         None
     }
+
+    /// Has busy partitions led elsewhere: where they have a replica if that helps, else with the replica, which is copied.
+    fn level_traffic(&mut self, threshold: f64) -> bool {
+        let partitions = &self.model.cluster.partitions;
+        if partitions.iter().any(|partition| partition.fixed.is_none() && partition.traffic.is_none()) {
+            return false;
+        }
+        let aims = Aims {
+            replicas: self.model.bounds(threshold, |load| load.replicas),
+            bytes: self.model.bounds(threshold, |load| load.bytes),
+            leaders: self.model.bounds(threshold, |load| load.leaders),
+            traffic: self
+                .model
+                .bounds(threshold * TRAFFIC_FACTOR, |load| load.traffic)
+                .widened(LITTLE_TRAFFIC),
+        };
+        for copies in [false, true] {
+            for (from, to) in self.pairs(aims.traffic, |load| load.traffic) {
+                if let Some(step) = self.hand_over(from, to, &aims, copies) {
+                    self.take(step, Reason::Traffic);
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// A busy partition is led by the other broker, and if need be a less busy one in return. With `copies` their replicas
+    /// go along.
+    fn hand_over(
+        &self,
+        from: BrokerId,
+        to: BrokerId,
+        aims: &Aims,
+        copies: bool,
+    ) -> Option<Vec<(usize, Vec<BrokerId>)>> {
+        let half = (self.model.load(from).traffic - self.model.load(to).traffic) / 2;
+        let candidates = |at: BrokerId, other: BrokerId, ideal: u64| {
+            let led = self.model.movable(at).filter(|index| self.model.replicas[*index].first() == Some(&at));
+            let after = |index: usize| match copies {
+                false => self.led_by(index, other),
+                true => Some(self.model.replaced(index, at, other))
+                    .filter(|next| self.model.may_have(index, next)),
+            };
+            let mut found: Vec<_> = led.filter_map(|index| Some((index, after(index)?))).collect();
+            found.sort_by_key(|(index, _)| (self.model.traffic(*index).abs_diff(ideal), *index));
+            found.truncate(SWAP_CANDIDATES);
+            found
+        };
+        let load = |index: usize| Load {
+            replicas: u64::from(copies),
+            bytes: if copies { self.model.cluster.partitions[index].bytes } else { 0 },
+            leaders: 1,
+            traffic: self.model.traffic(index),
+        };
+        let (going, coming) = (candidates(from, to, half), candidates(to, from, 0));
+        let mut best = None;
+        for (index, after) in &going {
+            for back in std::iter::once(None).chain(coming.iter().map(Some)) {
+                let back_load = back.map_or_else(Load::default, |(index, _)| load(*index));
+                let Some(gain) = self.gain_in_traffic((from, to), load(*index), back_load, aims) else {
+                    continue;
+                };
+                // What gains most; of those, what copies least, and moves least.
+                let key = (gain, Reverse((load(*index).bytes + back_load.bytes, back.is_some())));
+                if best.as_ref().is_none_or(|(most, _)| key > *most) {
+                    best =
+                        Some((key, std::iter::once((*index, after.clone())).chain(back.cloned()).collect()));
+                }
+            }
+        }
+        best.map(|(_, step)| step)
+    }
+
+    /// How much nearer to the bounds of traffic two brokers come when `going` goes from one to the other and `coming` comes
+    /// back; `None` if they do not, or at the cost of another goal.
+    fn gain_in_traffic(
+        &self,
+        (from, to): (BrokerId, BrokerId),
+        going: Load,
+        coming: Load,
+        aims: &Aims,
+    ) -> Option<u64> {
+        let before = (self.model.load(from), self.model.load(to));
+        let after = (before.0.exchanged(going, coming)?, before.1.exchanged(coming, going)?);
+        let gain = |bounds: Bounds, of: fn(Load) -> u64| {
+            let outside = |(one, other): (Load, Load)| bounds.excess(of(one)) + bounds.excess(of(other));
+            let is_no_worse = bounds.excess(of(after.1)) <= bounds.excess(of(before.1));
+            outside(before).checked_sub(outside(after)).filter(|_| is_no_worse)
+        };
+        gain(aims.replicas, |load| load.replicas)?;
+        gain(aims.bytes, |load| load.bytes)?;
+        gain(aims.leaders, |load| load.leaders)?;
+        gain(aims.traffic, |load| load.traffic).filter(|gain| *gain > 0)
+    }
+}
+
+/// Where brokers' loads are to be.
+#[derive(Clone, Copy, Debug)]
+struct Aims {
+    replicas: Bounds,
+    bytes: Bounds,
+    leaders: Bounds,
+    traffic: Bounds,
 }

@@ -21,7 +21,7 @@ fn brokers(racks: &[Option<&str>]) -> Vec<PlannedBroker> {
 
 fn partition(number: i32, replicas: &[BrokerId], bytes: u64) -> PlannedPartition {
     let id = TopicIdPartition { topic_id: Uuid::nil(), partition: number };
-    PlannedPartition { id, replicas: replicas.to_vec(), bytes, fixed: None }
+    PlannedPartition { id, replicas: replicas.to_vec(), bytes, traffic: None, fixed: None }
 }
 
 fn drain(cluster: &mut Cluster, id: BrokerId) {
@@ -51,6 +51,14 @@ fn replicas(cluster: &Cluster) -> Vec<u64> {
 
 fn leaders(cluster: &Cluster) -> Vec<u64> {
     counts(cluster, |partition, id| u64::from(partition.replicas.first() == Some(&id)))
+}
+
+fn traffic(cluster: &Cluster) -> Vec<u64> {
+    let of = |partition: &PlannedPartition, id| match partition.replicas.first() == Some(&id) {
+        true => partition.traffic.unwrap_or(0),
+        false => 0,
+    };
+    counts(cluster, of)
 }
 
 fn sizes(cluster: &Cluster) -> Vec<u64> {
@@ -111,6 +119,52 @@ fn leaders_are_spread_without_copying_anything() {
     assert_eq!(leaders(&carry_out(&cluster, &plan.moves())), [3, 3, 3]);
 }
 
+/// Three brokers with two leaders each; the first leads both busy partitions.
+fn busy(replicas: impl Fn(i32) -> Vec<BrokerId>) -> Cluster {
+    let mut cluster = Cluster { brokers: brokers(&[None; 3]), partitions: Vec::new() };
+    for number in 0..6 {
+        let traffic = Some(if number < 2 { 100 << 20 } else { 1 << 20 });
+        cluster
+            .partitions
+            .push(PlannedPartition { traffic, ..partition(number, &replicas(number / 2), 1_000) });
+    }
+    cluster
+}
+
+#[test]
+fn busy_partitions_are_led_by_different_brokers_without_copying_anything() {
+    let cluster = busy(|first| vec![first, (first + 1) % 3, (first + 2) % 3]);
+    assert_eq!(traffic(&cluster), [200 << 20, 2 << 20, 2 << 20]);
+    let plan = plan(&cluster, &GOALS);
+    assert_eq!((plan.moves().len(), plan.bytes()), (2, 0), "one goes and one comes back");
+    assert!(plan.moves().iter().all(|it| it.reason == Reason::Traffic));
+    let after = carry_out(&cluster, &plan.moves());
+    assert_eq!(leaders(&after), [2, 2, 2]);
+    assert_eq!(traffic(&after).into_iter().max(), Some(101 << 20));
+}
+
+#[test]
+fn busy_partitions_without_another_replica_take_it_along() {
+    let cluster = busy(|first| vec![first]);
+    let plan = plan(&cluster, &GOALS);
+    assert_eq!((plan.moves().len(), plan.bytes()), (2, 2_000));
+    let after = carry_out(&cluster, &plan.moves());
+    assert_eq!((replicas(&after), traffic(&after).into_iter().max()), (vec![2, 2, 2], Some(101 << 20)));
+}
+
+#[test]
+fn little_traffic_is_left_alone_and_so_is_all_of_it_while_some_is_not_known() {
+    let cluster = busy(|first| vec![first, (first + 1) % 3, (first + 2) % 3]);
+    let mut little = cluster.clone();
+    little.partitions.iter_mut().for_each(|it| it.traffic = it.traffic.map(|traffic| traffic / 150));
+    assert_eq!(plan(&little, &GOALS), Plan::default());
+    let mut unknown = cluster.clone();
+    unknown.partitions[5].traffic = None;
+    assert_eq!(plan(&unknown, &GOALS), Plan::default());
+    unknown.partitions[5].fixed = Some(Fixed::NoLeader);
+    assert_ne!(plan(&unknown, &GOALS), Plan::default(), "nobody could tell");
+}
+
 #[test]
 fn what_is_even_up_to_the_threshold_stays() {
     let mut cluster = Cluster { brokers: brokers(&[None; 2]), partitions: Vec::new() };
@@ -167,8 +221,9 @@ fn clusters() -> impl Strategy<Value = Cluster> {
         let ids: Vec<BrokerId> = (0..).take(count).collect();
         let replicas = (Just(ids).prop_shuffle(), 1..=count.min(3));
         let bytes = prop_oneof![Just(0_u64), 1_u64..1_000, 1_u64..1_000_000];
-        let partitions = prop::collection::vec((replicas, bytes, 0_u8..12), 0..40);
-        partitions.prop_map(move |partitions| Cluster {
+        let traffic = prop_oneof![Just(0_u64), 1_u64..(100 << 20)];
+        let partitions = prop::collection::vec((replicas, bytes, 0_u8..12, traffic), 0..40);
+        (partitions, any::<bool>()).prop_map(move |(partitions, tell)| Cluster {
             brokers: (0..)
                 .zip(&some_brokers)
                 .map(|(broker_id, (rack, state))| PlannedBroker {
@@ -180,14 +235,15 @@ fn clusters() -> impl Strategy<Value = Cluster> {
                 .collect(),
             partitions: (0..)
                 .zip(partitions)
-                .map(|(number, ((ids, factor), bytes, state))| {
+                .map(|(number, ((ids, factor), bytes, state, traffic))| {
                     let fixed = match state {
                         0 => Some(Fixed::Reassigning),
                         1 => Some(Fixed::NoLeader),
                         2 => Some(Fixed::OutOfService),
                         _ => None,
                     };
-                    PlannedPartition { fixed, ..partition(number, &ids[..factor], bytes) }
+                    let traffic = Some(traffic).filter(|_| tell);
+                    PlannedPartition { fixed, traffic, ..partition(number, &ids[..factor], bytes) }
                 })
                 .collect(),
         })
