@@ -1,10 +1,11 @@
 #!/bin/bash
 # Every test, in parts, each with its start and its time; stops at the first part that fails. The cluster is made
-# for it and removed at the end, also after a failure.
+# for it and removed at the end, also after a failure. What only computes goes on beside what mostly waits for the
+# cluster.
 . "$(dirname "$0")/env.sh"
 cd "$ROOT"
 [ "${CLUSTER:-kind}" = kind ] || die "make test makes a cluster of its own; on yours: make up CLUSTER=current, then make test-e2e"
-started=$SECONDS parts=0 current=none background=
+started=$SECONDS parts=0 current=none background='' beside=''
 rm -f "$LOGS"/test-*.log
 
 part() {
@@ -21,7 +22,10 @@ tests_that() {
 close() {
   local status=$?
   trap - EXIT
-  [ -z "$background" ] || kill -- "-$background" 2>/dev/null || true
+  local group
+  for group in $background $beside; do
+    kill -- "-$group" 2>/dev/null || true
+  done
   if ((status)) && [ "$current" != up ] && [ -s "$STATE/kubeconfig" ]; then # `make up` has told already
     scripts/part.sh "what the cluster says" e2e/cluster/diagnose.sh
   fi
@@ -48,16 +52,25 @@ set +m
 part "RocksDB" make rocksdb
 part "format" make fmt
 part "shell scripts" make scripts
-part "lints" make lint
-part "documentation" make docs
 part "licences and sources" make deny
 part "generated files" make generated
 part "chart" make chart
 part "unit tests" make test-unit
-part "simulation" make test-simulation
 part "clients" make clients
 part "client tests" make test-clients
 part "faults" scripts/chaos.sh short
 part "Kubernetes and node image" e2e/cluster/prepare.sh # waits for the one in the background; tells what failed there
+set -m
+nice -n 19 scripts/parts.sh simulation:test-simulation documentation:docs lints:lint </dev/null >"$LOGS/beside.log" 2>&1 &
+beside=$!
+set +m
 part "up" make up
 part "tests on the cluster" make test-e2e
+current="simulation, documentation and lints"
+echo "== $current: begun before the cluster"
+status=0
+wait "$beside" || status=$?
+beside=''
+cat "$LOGS/beside.log"
+((status == 0))
+parts=$((parts + 3))
