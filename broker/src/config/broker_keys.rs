@@ -77,7 +77,7 @@ pub(super) const BROKER_KEYS: &[KeyDef] = &[
     KeyDef::new("log.cleaner.threads", Int, "1", "Logs that are compacted at a time.").check(Between(0, 64)),
     KeyDef::new("log.cleanup.policy", List, "delete", "How old records go: delete drops them by age and size, compact keeps the last record of each key, or both.").check(ListOf(&["compact", "delete"])).dynamic(),
     KeyDef::unset("log.dirs", List, "The data volume: exactly one directory.").check(NotEmpty),
-    KeyDef::new("log.durability", String, "fsync", "When a record counts as stored: fsync once it is on the disk, written once the operating system has it.").check(OneOf(&["fsync", "written"])).dynamic(),
+    KeyDef::new("log.durability", String, "fsync", "When a record counts as stored: fsync once it is on the disk, written once the operating system has it, which a power failure can undo: about a second of it, and at most 40 MiB of all topics together.").check(OneOf(&["fsync", "written"])).dynamic(),
     KeyDef::new("log.flush.interval.messages", Long, FOREVER, "Records after which a log is synced to disk.").check(AtLeast(1)).dynamic().no_effect_yet(SYNC),
     KeyDef::unset("log.flush.interval.ms", Long, "Time after which a log is synced to disk.").dynamic().no_effect_yet(SYNC),
     KeyDef::new("log.flush.scheduler.interval.ms", Long, FOREVER, "How often it is checked whether a log needs a sync.").no_effect_yet(SYNC),
