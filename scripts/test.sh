@@ -1,11 +1,10 @@
 #!/bin/bash
 # Every test, in parts, each with its start and its time; stops at the first part that fails. The cluster is made
-# for it and removed at the end, also after a failure. What only computes goes on beside what mostly waits for the
-# cluster.
+# for it and removed at the end, also after a failure.
 . "$(dirname "$0")/env.sh"
 cd "$ROOT"
 [ "${CLUSTER:-kind}" = kind ] || die "make test makes a cluster of its own; on yours: make up CLUSTER=current, then make test-e2e"
-started=$SECONDS parts=0 current=none background='' beside=''
+started=$SECONDS parts=0 current=none background=
 rm -f "$LOGS"/test-*.log
 
 part() {
@@ -22,10 +21,7 @@ tests_that() {
 close() {
   local status=$?
   trap - EXIT
-  local group
-  for group in $background $beside; do
-    kill -- "-$group" 2>/dev/null || true
-  done
+  [ -z "$background" ] || kill -- "-$background" 2>/dev/null || true
   if ((status)) && [ "$current" != up ] && [ -s "$STATE/kubeconfig" ]; then # `make up` has told already
     scripts/part.sh "what the cluster says" e2e/cluster/diagnose.sh
   fi
@@ -52,25 +48,16 @@ set +m
 part "RocksDB" make rocksdb
 part "format" make fmt
 part "shell scripts" make scripts
+part "lints" make lint
+part "documentation" make docs
 part "licences and sources" make deny
 part "generated files" make generated
 part "chart" make chart
 part "unit tests" make test-unit
+part "simulation" make test-simulation
 part "clients" make clients
 part "client tests" make test-clients
 part "faults" scripts/chaos.sh short
 part "Kubernetes and node image" e2e/cluster/prepare.sh # waits for the one in the background; tells what failed there
-set -m
-nice -n 19 scripts/parts.sh simulation:test-simulation documentation:docs lints:lint </dev/null >"$LOGS/beside.log" 2>&1 &
-beside=$!
-set +m
 part "up" make up
 part "tests on the cluster" make test-e2e
-current="simulation, documentation and lints"
-echo "== $current: begun before the cluster"
-status=0
-wait "$beside" || status=$?
-beside=''
-cat "$LOGS/beside.log"
-((status == 0))
-parts=$((parts + 3))
