@@ -4,8 +4,8 @@
 use anyhow::{Context as _, Result, ensure};
 use millrace_crds::Topic;
 use millrace_e2e::{
-    QUICKSTART, Test, condition, in_namespace, is_true, kcat, on_quickstart, reachable_cluster,
-    small_cluster, topic,
+    QUICKSTART, SOON, Test, condition, in_namespace, is_true, kcat, on_quickstart, reachable_cluster,
+    small_cluster, topic, wait_for,
 };
 use serde_json::{Value, json};
 
@@ -16,6 +16,16 @@ async fn partitions_seen(bootstrap: &str, name: &str) -> Result<usize> {
     let listing: Value = serde_json::from_str(&kcat(&["-b", bootstrap, "-L", "-J", "-t", name], "").await?)?;
     let found = listing["topics"].as_array().into_iter().flatten().find(|topic| topic["topic"] == name);
     Ok(found.and_then(|topic| topic["partitions"].as_array()).map_or(0, Vec::len))
+}
+
+/// Waits until a client sees so many partitions of a topic: brokers hear of it after the controller that did it.
+async fn until_seen(bootstrap: &str, name: &str, partitions: usize) -> Result<()> {
+    wait_for(&format!("{partitions} partitions of {name} to be seen"), SOON, async || {
+        let seen = partitions_seen(bootstrap, name).await?;
+        ensure!(seen == partitions, "{seen} are");
+        Ok(())
+    })
+    .await
 }
 
 async fn refused_with(test: &Test, name: &str, reason: &str) -> Result<String> {
@@ -42,7 +52,7 @@ async fn a_topic_is_made_grown_changed_and_deleted() {
         test.apply(&topic("life-cycle", QUICKSTART, spec(3, "60000"))).await?;
         let made = test.topic_ready("life-cycle").await?.status.context("a ready topic has a status")?;
         ensure!(made.partitions == Some(3) && made.topic_id.is_some(), "{made:?}");
-        ensure!(partitions_seen(BOOTSTRAP, "e2e.life-cycle").await? == 3);
+        until_seen(BOOTSTRAP, "e2e.life-cycle", 3).await?;
 
         test.apply(&topic("life-cycle", QUICKSTART, spec(5, "90000"))).await?;
         let grown = test
@@ -54,10 +64,10 @@ async fn a_topic_is_made_grown_changed_and_deleted() {
             grown.status.context("seen just now")?.topic_id == made.topic_id,
             "growth made another topic"
         );
-        ensure!(partitions_seen(BOOTSTRAP, "e2e.life-cycle").await? == 5);
+        until_seen(BOOTSTRAP, "e2e.life-cycle", 5).await?;
 
         test.delete::<Topic>("life-cycle").await?;
-        ensure!(partitions_seen(BOOTSTRAP, "e2e.life-cycle").await? == 0, "the topic outlived its object");
+        until_seen(BOOTSTRAP, "e2e.life-cycle", 0).await?;
         Ok(())
     })
     .await;
