@@ -23,7 +23,8 @@ close() {
   trap - EXIT
   [ -z "$background" ] || kill -- "-$background" 2>/dev/null || true
   if ((status)) && [ "$current" != up ] && [ -s "$STATE/kubeconfig" ]; then # `make up` has told already
-    scripts/part.sh "what the cluster says" e2e/cluster/diagnose.sh
+    # Whatever comes of it, the cluster must go.
+    scripts/part.sh "what the cluster says" e2e/cluster/diagnose.sh || true
   fi
   scripts/part.sh "remove the cluster" make down || status=1
   local passed failed
