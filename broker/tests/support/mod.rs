@@ -10,6 +10,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use millrace_protocol::messages::metadata_request::{MetadataRequest, MetadataRequestTopic};
 use millrace_protocol::{Request, frame};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -241,6 +242,22 @@ impl Fleet {
             until("a broker to be ready", || {
                 let (status, _) = http(ports.health, "GET", "/readyz", None)?;
                 (status == 200).then_some(())
+            });
+        }
+    }
+
+    /// Waits until every broker that runs has heard of a topic: they do one after another, as with Apache Kafka.
+    pub fn wait_until_known(&self, topic: &str) {
+        let asked = MetadataRequestTopic { name: Some(topic.into()), ..Default::default() };
+        let request = MetadataRequest {
+            topics: Some(vec![asked]),
+            allow_auto_topic_creation: false,
+            ..Default::default()
+        };
+        let running = self.brokers.iter().enumerate().filter(|(_, broker)| broker.is_some());
+        for (number, _) in running {
+            until("a broker to have heard of the topic", || {
+                (ask(&self.address(number), 12, &request).topics[0].error_code == 0).then_some(())
             });
         }
     }
