@@ -15,8 +15,8 @@ packages=()
 for need in "${needs[@]}"; do
   command -v "${need%%:*}" >/dev/null || packages+=("${need#*:}")
 done
-# bindgen (RocksDB's bindings) loads libclang; the venv module is a package of its own on Debian.
-ldconfig -p | grep -q 'libclang[-.]' || ls /usr/lib/llvm-*/lib/libclang.so* >/dev/null 2>&1 || packages+=(libclang-dev)
+# bindgen (RocksDB's bindings) loads libclang, and cannot do with libclang-cpp; the venv module is a package of its own on Debian.
+ldconfig -p | grep -qE 'libclang(-[0-9]+)?\.so' || ls /usr/lib/llvm-*/lib/libclang.so* >/dev/null 2>&1 || packages+=(libclang-dev)
 python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
 

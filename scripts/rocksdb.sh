@@ -41,9 +41,10 @@ compile() (
   pid=$!
   trap 'kill $pid' TERM
   # cargo is silent while the C++ compiler runs; the object files tell how far it is.
-  total=$(find "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/librocksdb-sys-*/rocksdb_lib_sources.txt 2>/dev/null | tail -n 1 | xargs cat 2>/dev/null | grep -c '\.cc') || true
   while kill -0 $pid 2>/dev/null; do
     sleep 5
+    # On a fresh machine cargo is fetching them first.
+    total=$(find "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/librocksdb-sys-*/rocksdb_lib_sources.txt 2>/dev/null | tail -n 1 | xargs cat 2>/dev/null | grep -c '\.cc') || true
     done=$(find target/release/build/librocksdb-sys-*/out -name '*.o' 2>/dev/null | wc -l)
     echo "$done of $total files compiled"
   done
