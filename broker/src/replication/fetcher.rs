@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt as _, stream};
 use millrace_protocol::ErrorCode;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -41,6 +42,9 @@ const LEADER_BACK_OFF: Duration = Duration::from_millis(20);
 
 /// Pause before a partition is asked for again after any other trouble.
 const TROUBLE_BACK_OFF: Duration = Duration::from_secs(1);
+
+/// Most logs that one task brings in line with the leader's at a time; each blocks a thread.
+const MAX_CUTS: usize = 32;
 
 /// The tasks that fetch, by leader.
 #[derive(Debug, Default)]
@@ -302,16 +306,20 @@ impl Fetcher {
         let earlier = std::mem::take(&mut self.unsettled);
         let (mut appended, mut said) = (Vec::new(), Vec::new());
         let mut may_go_on = false;
-        for fetched in answer.partitions {
-            let id = TopicIdPartition { topic_id: fetched.topic_id, partition: fetched.partition_id };
-            let Some(order) = self.following.get(&id) else { continue };
-            let (partition, leader_epoch) = (Arc::clone(&order.partition), order.leader_epoch);
-            let fetchable_end = fetched.fetchable_end;
-            if fetched.error == ErrorCode::None.code() && fetched.diverging_epoch < 0 {
-                let (high_watermark, log_start) = (fetched.high_watermark, fetched.log_start);
+        let mut outcomes = Vec::new();
+        let (whole, parted): (Vec<_>, Vec<_>) = answer.partitions.into_iter().partition(is_whole);
+        for fetched in whole {
+            outcomes.extend(self.take_one(fetched).await);
+        }
+        // Side by side: nobody gets an acknowledgement before the logs are in line, and they share commits.
+        let parted = stream::iter(parted).map(|fetched| self.take_one(fetched)).buffer_unordered(MAX_CUTS);
+        outcomes.extend(parted.filter_map(std::future::ready).collect::<Vec<_>>().await);
+        for Taken { partition, leader_epoch, fetchable_end, told, next } in outcomes {
+            let id = partition.id();
+            if let Some((high_watermark, log_start)) = told {
                 said.push((Arc::clone(&partition), leader_epoch, high_watermark, log_start));
             }
-            match self.take_one(&partition, leader_epoch, fetched).await {
+            match next {
                 Ok(Next::Nothing) => {}
                 Ok(Next::AskAgain) => {
                     self.to_name.insert(id);
@@ -373,7 +381,23 @@ impl Fetcher {
         self.later.push((Instant::now() + TROUBLE_BACK_OFF, id));
     }
 
-    async fn take_one(
+    /// Does what the answer says of one partition; `None` if it does not follow any more.
+    async fn take_one(&self, fetched: FetchedReplica) -> Option<Taken> {
+        let id = TopicIdPartition { topic_id: fetched.topic_id, partition: fetched.partition_id };
+        let Order { partition, leader_epoch } = self.following.get(&id)?;
+        let fetchable_end = fetched.fetchable_end;
+        let told = is_whole(&fetched).then_some((fetched.high_watermark, fetched.log_start));
+        let next = self.follow(partition, *leader_epoch, fetched).await;
+        Some(Taken {
+            partition: Arc::clone(partition),
+            leader_epoch: *leader_epoch,
+            fetchable_end,
+            told,
+            next,
+        })
+    }
+
+    async fn follow(
         &self,
         partition: &Arc<Partition>,
         leader_epoch: i32,
@@ -444,6 +468,16 @@ impl Fetcher {
     }
 }
 
+/// What came of an answer for a partition.
+struct Taken {
+    partition: Arc<Partition>,
+    leader_epoch: i32,
+    fetchable_end: i64,
+    /// The leader's high watermark and log start, if they count here.
+    told: Option<(i64, i64)>,
+    next: Result<Next, FollowError>,
+}
+
 /// When a partition is asked for again.
 enum Next {
     /// When there is something new.
@@ -457,6 +491,11 @@ enum Next {
 
 /// The store takes nothing any more; the broker is about to stop.
 struct StoreGone;
+
+/// Whether the log here is a beginning of the leader's.
+fn is_whole(fetched: &FetchedReplica) -> bool {
+    fetched.error == ErrorCode::None.code() && fetched.diverging_epoch < 0
+}
 
 /// Where a partition stands. It may have ceased to follow, which this task is about to hear: then its log still is what
 /// it says here, or ends with a record of a later epoch than the leader's, who then takes nothing from it.

@@ -94,6 +94,34 @@ async fn a_repetition_at_the_next_leader_is_known_as_one_i5() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_has_the_producers_as_of_the_high_watermark_since_the_rest_may_be_cut_off_i5() {
+    let fleet = Fleet::start(settings()).await;
+    let sent = |sequence| producer_batch((7, 0, sequence), &[1_000, 1_000], b"v");
+    assert_eq!(fleet.produce(1, sent(0)).await, 0);
+    fleet.cut_off(1);
+    let lost = fleet.produce_with(1, sent(2), RequiredAcks::Leader).await;
+    assert_eq!((lost.error, lost.base_offset), (ErrorCode::None, 2));
+    let snapshot = fleet.partition(1).snapshot();
+    assert_eq!((snapshot.offset, fleet.ends(1).log_end), (2, 4));
+    let producers = producer_state::ProducerStates::decode(&snapshot.bytes).unwrap();
+    assert_eq!(producers.last_offsets().collect::<Vec<_>>(), [(7, 1)]);
+
+    // It is stopped in order, and has to cut its log when it comes back.
+    fleet.manager(1).shutdown().await;
+    fleet.elect(2, &[2, 3]);
+    fleet.until(2, |it| it.role().leads).await;
+    assert_eq!(fleet.produce(2, batch(1, b"of the next leader")).await, 2);
+    fleet.start_broker(1);
+    fleet.reconnect(1);
+    fleet.until_isr(vec![1, 2, 3]).await;
+    fleet.elect(1, &[1, 2, 3]);
+    fleet.until(1, |it| it.role().leads).await;
+    assert_eq!(fleet.produce(1, sent(0)).await, 0, "known from before it was stopped");
+    assert_eq!(fleet.produce(1, sent(2)).await, 3, "cut off, so it is stored");
+    fleet.until_equal(&[1, 2, 3]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn below_min_isr_nothing_becomes_visible_l5_p11() {
     let fleet = Fleet::start(TopicSettings { min_insync_replicas: 2, ..settings() }).await;
     fleet.produce(1, batch(1, b"two more have it")).await;

@@ -28,6 +28,7 @@ pub mod partition;
 pub mod peers;
 mod pending_produce;
 pub mod producer_state;
+mod producer_undo;
 mod progress;
 mod proposals;
 mod reads;

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::leadership::LeaderAssignment;
 use super::producer_state::{ProducerStates, SequenceError, Verdict};
+use super::producer_undo::UndoLog;
 use super::registrations::Registrations;
 use super::sessions::FollowerSignal;
 use super::traffic::Traffic;
@@ -98,6 +99,8 @@ struct State {
     led_since: i32,
     settings: Arc<TopicSettings>,
     producers: ProducerStates,
+    /// For batches that may be cut off again.
+    undo_log: UndoLog,
     /// States of the producers at earlier log ends, oldest first.
     snapshots: VecDeque<StateSnapshot>,
 }
@@ -241,9 +244,9 @@ impl Partition {
         let ends = opened.log.ends();
         watermark.opened(&ends);
         let snapshots: VecDeque<_> = opened.state.into_iter().collect();
-        let producers = producers_at(id, opened.log.as_ref(), &snapshots, ends.log_end, now_ms)?;
+        let (producers, undo_log) = producers_at(id, opened.log.as_ref(), &snapshots, ends.log_end, now_ms)?;
         let role = Role { leader_epoch: -1, leads: false, follows: None };
-        let state = Mutex::new(State { role, led_since: -1, settings, producers, snapshots });
+        let state = Mutex::new(State { role, led_since: -1, settings, producers, undo_log, snapshots });
         Ok(Self { id, log: opened.log, watermark, traffic: Traffic::new(Instant::now()), state })
     }
 
@@ -353,7 +356,7 @@ impl Partition {
         };
         let bytes = batch.bytes.len();
         self.log.append(AppendBatch { bytes: batch.bytes, header }, Arc::clone(admission))?;
-        state.producers.record(&header, now_ms);
+        self.record(&mut state, &header, now_ms);
         self.watermark.appended(header.next_offset());
         drop(state);
         self.traffic.add(bytes);
@@ -365,6 +368,13 @@ impl Partition {
             log_append_time_ms: batch.log_append_time_ms.unwrap_or(-1),
             leader_epoch: role.leader_epoch,
         })
+    }
+
+    /// Enters a batch that was appended into the producers' state.
+    fn record(&self, state: &mut State, header: &BatchHeader, now_ms: i64) {
+        if let Some(undo) = state.producers.record(header, now_ms) {
+            state.undo_log.push(undo, || self.high_watermark());
+        }
     }
 
     /// Number of in-sync replicas and how many there must be, if there are fewer.
@@ -542,11 +552,16 @@ impl Partition {
         self.watermark.visible.len() + self.watermark.durable.len()
     }
 
-    /// The producers' state, to be kept in a checkpoint.
+    /// The producers' state, to be kept in a checkpoint: that of the high watermark if possible, below which the log is
+    /// not cut.
     pub fn snapshot(&self) -> StateSnapshot {
+        let high_watermark = self.high_watermark();
         let mut state = self.state.lock();
+        state.undo_log.forget_committed(high_watermark);
         // Under the lock no append comes between the two.
-        let snapshot = StateSnapshot { offset: self.log.ends().log_end, bytes: state.producers.encode() };
+        let log_end = self.log.ends().log_end;
+        let (producers, offset) = state.undo_log.committed(&state.producers, high_watermark, log_end);
+        let snapshot = StateSnapshot { offset, bytes: producers.encode() };
         if state.snapshots.back().is_none_or(|last| last.offset != snapshot.offset) {
             state.snapshots.push_back(snapshot.clone());
         }
@@ -595,14 +610,15 @@ impl Partition {
     }
 }
 
-/// The producers' state at `end`, from the latest snapshot before it and the batches since. Blocks on the disk.
+/// The producers' state at `end`, from the latest snapshot before it and the batches since, and how to take those back.
+/// Blocks on the disk.
 fn producers_at(
     id: TopicIdPartition,
     log: &dyn PartitionLog,
     snapshots: &VecDeque<StateSnapshot>,
     end: i64,
     now_ms: i64,
-) -> Result<ProducerStates, StorageError> {
+) -> Result<(ProducerStates, UndoLog), StorageError> {
     let snapshot = snapshots.iter().rev().find(|snapshot| snapshot.offset <= end);
     let decoded = snapshot.map(|snapshot| (ProducerStates::decode(&snapshot.bytes), snapshot.offset));
     let (mut producers, from) = match decoded {
@@ -615,6 +631,11 @@ fn producers_at(
         None => (ProducerStates::default(), 0),
     };
     let from = from.max(log.ends().log_start);
-    log.replay(from, &mut |header: &BatchHeader| producers.record(header, now_ms))?;
-    Ok(producers)
+    let mut undo_log = UndoLog::new(from);
+    log.replay(from, &mut |header: &BatchHeader| {
+        if let Some(undo) = producers.record(header, now_ms) {
+            undo_log.push(undo, || from);
+        }
+    })?;
+    Ok((producers, undo_log))
 }

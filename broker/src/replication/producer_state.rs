@@ -77,6 +77,25 @@ struct Producer {
     last_used_ms: i64,
 }
 
+/// How to take back what a batch has changed.
+#[derive(Clone, Debug)]
+pub struct Undo {
+    /// Offset of the batch's first record.
+    pub base_offset: i64,
+    /// Offset after its last record.
+    pub next_offset: i64,
+    producer_id: i64,
+    what: Undone,
+}
+
+#[derive(Clone, Debug)]
+enum Undone {
+    /// It began an epoch: the producer as it was before, if it was known.
+    Epoch(Option<Box<Producer>>),
+    /// It was one more: the batch that is not kept any more since.
+    Batch(Option<StoredBatch>),
+}
+
 /// A snapshot does not decode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the snapshot of producer states does not decode")]
@@ -123,28 +142,34 @@ impl ProducerStates {
         }
     }
 
-    /// Enters a batch that is stored; `header` has its offsets.
-    pub fn record(&mut self, header: &BatchHeader, now_ms: i64) {
+    /// Enters a batch that is stored; `header` has its offsets. Returns how to [undo](Self::undo) that, if it changed
+    /// more than when the producer was last seen.
+    pub fn record(&mut self, header: &BatchHeader, now_ms: i64) -> Option<Undo> {
         if !header.has_producer_id() {
-            return;
+            return None;
         }
-        let producer = self.producers.entry(header.producer_id).or_insert_with(|| Producer {
+        let producer_id = header.producer_id;
+        let known = self.producers.get_mut(&producer_id);
+        let begins_epoch = known.as_ref().is_none_or(|known| header.producer_epoch > known.epoch);
+        let before = known.filter(|_| begins_epoch).map(|known| Box::new(known.clone()));
+        let producer = self.producers.entry(producer_id).or_insert_with(|| Producer {
             epoch: header.producer_epoch,
             batches: VecDeque::new(),
             last_used_ms: now_ms,
         });
         producer.last_used_ms = now_ms;
-        if header.producer_epoch > producer.epoch {
+        if begins_epoch {
             producer.epoch = header.producer_epoch;
             producer.batches.clear();
         }
+        let (base_offset, next_offset) = (header.base_offset, header.next_offset());
+        let undo = |what| Some(Undo { base_offset, next_offset, producer_id, what });
         // Markers have no sequence.
         if header.attributes.is_control() {
-            return;
+            return undo(Undone::Epoch(before)).filter(|_| begins_epoch);
         }
-        if producer.batches.len() == BATCHES_KEPT {
-            producer.batches.pop_front();
-        }
+        let is_full = producer.batches.len() == BATCHES_KEPT;
+        let oldest = if is_full { producer.batches.pop_front() } else { None };
         producer.batches.push_back(StoredBatch {
             first_sequence: header.base_sequence,
             last_sequence: header.last_sequence(),
@@ -152,6 +177,26 @@ impl ProducerStates {
             last_offset: header.last_offset(),
             timestamp: header.max_timestamp,
         });
+        undo(if begins_epoch { Undone::Epoch(before) } else { Undone::Batch(oldest) })
+    }
+
+    /// Takes back what [`record`](Self::record) did, the last first. Only when a producer was last seen stays.
+    pub fn undo(&mut self, Undo { producer_id, what, .. }: Undo) {
+        match what {
+            Undone::Epoch(Some(before)) => {
+                self.producers.insert(producer_id, *before);
+            }
+            Undone::Epoch(None) => {
+                self.producers.remove(&producer_id);
+            }
+            Undone::Batch(oldest) => {
+                // It may have been idle for so long that it is forgotten.
+                if let Some(producer) = self.producers.get_mut(&producer_id) {
+                    producer.batches.pop_back();
+                    oldest.into_iter().for_each(|oldest| producer.batches.push_front(oldest));
+                }
+            }
+        }
     }
 
     /// Forgets producers that have been idle for longer than `limit_ms`.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use millrace_protocol::RecordBytes;
 
-use super::{FollowError, Partition, Role, producers_at};
+use super::{FollowError, Partition, Role, State, producers_at};
 use crate::storage::batch::{StoredBatchError, parse_whole};
 use crate::storage::{Admission, AppendBatch, EpochEnd, LogEnds, PartitionLog, StorageError};
 
@@ -49,7 +49,7 @@ impl Partition {
                 )));
             }
             self.log.append(batch, Arc::clone(admission))?;
-            state.producers.record(&header, now_ms);
+            self.record(&mut state, &header, now_ms);
         }
         Ok(self.log.ends().log_end)
     }
@@ -119,7 +119,11 @@ impl Partition {
         }
         let ends = change(self.log.as_ref())?;
         state.snapshots.retain(|snapshot| snapshot.offset <= ends.log_end);
-        state.producers = producers_at(self.id, self.log.as_ref(), &state.snapshots, ends.log_end, now_ms)?;
+        let State { producers, undo_log, snapshots, .. } = &mut *state;
+        if !undo_log.cut(producers, ends.log_end) {
+            (*producers, *undo_log) =
+                producers_at(self.id, self.log.as_ref(), snapshots, ends.log_end, now_ms)?;
+        }
         tracing::info!(
             topic_id = %self.id.topic_id, partition = self.id.partition, leader_epoch,
             log_start = ends.log_start, log_end = ends.log_end, "brought the log in line with its leader's"
