@@ -29,7 +29,7 @@ const RETRY_BACKOFF: Duration = Duration::from_millis(100);
 const BALANCED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Gaps longer than this are told one by one.
-const LONG: Duration = Duration::from_secs(2);
+const LONG: Duration = Duration::from_millis(500);
 
 /// What happens to the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -270,6 +270,8 @@ fn workload_plan(args: &FailoverArgs) -> WorkloadPlan {
         max_records: 1,
         seed: 1,
         retry_backoff: RETRY_BACKOFF,
+        // What brokers do about one that is silent is measured, and not how long a client believes in it.
+        deposed_patience: Some(RETRY_BACKOFF),
         churn: None,
         moves: None,
     }

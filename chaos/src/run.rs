@@ -378,6 +378,7 @@ fn workload_plan(args: &RunArgs, seed: u64, schedule: &Schedule) -> WorkloadPlan
         max_records: 8,
         seed,
         retry_backoff: Duration::from_millis(50),
+        deposed_patience: None,
         churn: Some(replicas),
         moves: Some(Replicas { least: args.size.replicas.div_ceil(2), most: args.size.replicas }),
     }

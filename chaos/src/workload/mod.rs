@@ -57,6 +57,8 @@ pub struct WorkloadPlan {
     pub seed: u64,
     /// Pause of a client after an error (`retry.backoff.ms`).
     pub retry_backoff: Duration,
+    /// How long a client waits for answers of a broker when it hears that another one leads; `None`: as for any answer.
+    pub deposed_patience: Option<Duration>,
     /// Replicas of topics that come and go; `None` leaves such topics out.
     pub churn: Option<i16>,
     /// How many replicas partitions have while they are moved; `None` leaves them where they are.
@@ -76,6 +78,8 @@ pub struct Shared {
     pub phase: watch::Sender<Phase>,
     /// Pause of a client after an error.
     pub retry_backoff: Duration,
+    /// How long a client waits for answers of a broker that leads no more.
+    pub deposed_patience: Option<Duration>,
     /// Figures.
     pub counters: Counters,
 }
@@ -154,9 +158,15 @@ impl Workload {
         for _ in 0..plan.producers {
             producers.push(connection.init_producer_id(TIMEOUT).await.context("getting a producer id")?);
         }
-        let (phase, retry_backoff) = (watch::Sender::new(Phase::Produce), plan.retry_backoff);
-        let counters = Counters::default();
-        let shared = Arc::new(Shared { addresses, ledger, routes, phase, retry_backoff, counters });
+        let shared = Arc::new(Shared {
+            addresses,
+            ledger,
+            routes,
+            phase: watch::Sender::new(Phase::Produce),
+            retry_backoff: plan.retry_backoff,
+            deposed_patience: plan.deposed_patience,
+            counters: Counters::default(),
+        });
         let mut lanes = JoinSet::new();
         for place in 0..shared.ledger.len() {
             for (producer, producer_id) in (0..).zip(&producers) {

@@ -133,6 +133,7 @@ impl<'a> Work<'a> {
         let address = *self.shared.addresses.get(leader).context("the leader is not of this fleet")?;
         let mut connection = Connection::open(address).await?;
         let mut oldest = Instant::now();
+        let mut deposed: Option<Instant> = None;
         while !self.is_done(lane) {
             if let Some(batch) = lane.next_again() {
                 oldest = Instant::now();
@@ -140,6 +141,9 @@ impl<'a> Work<'a> {
                 continue;
             }
             let producing = *self.phase.borrow() == Phase::Produce;
+            let patience = self.shared.deposed_patience;
+            let believed_until = deposed.zip(patience).map(|(deposed, patience)| deposed + patience);
+            let gives_up = believed_until.unwrap_or(oldest + REQUEST_TIMEOUT).min(oldest + REQUEST_TIMEOUT);
             tokio::select! {
                 biased;
                 answer = connection.receive(), if lane.is_waiting() => {
@@ -155,8 +159,13 @@ impl<'a> Work<'a> {
                     self.send(&mut connection, &batch).await?;
                 }
                 _ = self.phase.changed() => {}
-                () = tokio::time::sleep_until((oldest + REQUEST_TIMEOUT).into()), if lane.is_waiting() => {
-                    bail!("no answer within {REQUEST_TIMEOUT:?}");
+                () = self.shared.routes.led_by_another(self.plan.place, leader),
+                    if deposed.is_none() && patience.is_some() =>
+                {
+                    deposed = Some(Instant::now());
+                }
+                () = tokio::time::sleep_until(gives_up.into()), if lane.is_waiting() => {
+                    bail!("no answer in time");
                 }
             }
         }

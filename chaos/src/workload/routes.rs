@@ -72,6 +72,15 @@ impl Routes {
         self.routes.borrow()[place]
     }
 
+    /// Resolves when another broker than `leader` leads the partition. Cancel-safe.
+    pub async fn led_by_another(&self, place: usize, leader: usize) {
+        let leads_another = |routes: &Vec<Option<Route>>| {
+            routes[place].and_then(|route| route.leader).is_some_and(|now| now != leader)
+        };
+        // The sender lives as long as this.
+        let _ = self.routes.subscribe().wait_for(leads_another).await;
+    }
+
     /// Has every broker asked again, at once.
     pub fn ask(&self) {
         self.asked.send_modify(|asked| *asked += 1);
