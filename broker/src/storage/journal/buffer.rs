@@ -1,6 +1,7 @@
 //! Memory for direct I/O: starts at a multiple of [`BLOCK`] and is used again.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -55,12 +56,19 @@ impl AlignedBuffer {
     }
 }
 
-/// Keeps memory that nobody reads any more: new memory costs a page fault for every 4 KiB.
+/// Keeps memory that nobody reads any more: new memory costs a page fault for every 4 KiB. What came back last is used
+/// first, so that memory nobody needs grows old.
 #[derive(Debug)]
 pub(super) struct BufferPool {
-    free: Mutex<Vec<BytesMut>>,
+    free: Mutex<Vec<Free>>,
     max_free: usize,
     max_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Free {
+    memory: BytesMut,
+    since: Instant,
 }
 
 impl BufferPool {
@@ -73,8 +81,8 @@ impl BufferPool {
     pub(super) fn take(&self, length: usize) -> AlignedBuffer {
         let reused = {
             let mut free = self.free.lock();
-            let fitting = free.iter().position(|memory| memory.len() >= padded(length) + BLOCK);
-            fitting.map(|at| free.swap_remove(at))
+            let fitting = free.iter().rposition(|free| free.memory.len() >= padded(length) + BLOCK);
+            fitting.map(|at| free.remove(at).memory)
         };
         AlignedBuffer::within(reused.unwrap_or_default(), length)
     }
@@ -92,8 +100,8 @@ impl BufferPool {
         let reused = {
             let mut free = self.free.lock();
             // Not much larger: what is lent may be held for long.
-            let fitting = free.iter().position(|memory| (needed..=4 * needed).contains(&memory.len()));
-            fitting.map(|at| free.swap_remove(at))
+            let fitting = free.iter().rposition(|free| (needed..=4 * needed).contains(&free.memory.len()));
+            fitting.map(|at| free.remove(at).memory)
         };
         let memory = reused.unwrap_or_else(|| BytesMut::zeroed(needed.next_multiple_of(LENT_UNIT)));
         let mut buffer = AlignedBuffer::within(memory, length);
@@ -104,10 +112,23 @@ impl BufferPool {
 
     fn keep(&self, memory: BytesMut) {
         let mut free = self.free.lock();
-        let bytes: usize = free.iter().map(BytesMut::len).sum();
+        let bytes: usize = free.iter().map(|free| free.memory.len()).sum();
         if free.len() < self.max_free && bytes + memory.len() <= self.max_bytes {
-            free.push(memory);
+            free.push(Free { memory, since: Instant::now() });
         }
+    }
+
+    /// Lets go of what nobody has needed for `age`.
+    pub(super) fn release_unused(&self, now: Instant, age: Duration) {
+        let mut free = self.free.lock();
+        let unused = free.partition_point(|free| now.saturating_duration_since(free.since) >= age);
+        let released: Vec<Free> = free.drain(..unused).collect();
+        if free.is_empty() {
+            free.shrink_to_fit();
+        }
+        // Giving memory back to the system takes longer than others should wait.
+        drop(free);
+        drop(released);
     }
 
     /// Takes back a buffer, as [`AlignedBuffer::freeze`] returned it, unless somebody still reads it.
@@ -176,7 +197,26 @@ mod tests {
         assert_eq!(pool.free.lock().len(), 1);
         assert!(pool.lend(40_000, |_| Ok::<(), ()>(())).is_ok());
         assert_eq!(pool.free.lock().len(), 2, "the first was too small");
-        assert!(pool.lend(5_000, |bytes| if bytes[0] == 7 { Err(()) } else { Ok(()) }).is_err());
+        assert!(pool.lend(5_000, |_| Err::<(), ()>(())).is_err());
         assert_eq!(pool.free.lock().len(), 1, "lost with the error");
+    }
+
+    #[test]
+    fn memory_that_nobody_has_needed_for_long_is_let_go_of() {
+        const AGE: Duration = Duration::from_secs(10);
+        let pool = BufferPool::new(4, 1 << 20);
+        let take = || pool.take(5_000).freeze().0;
+        [take(), take()].into_iter().for_each(|memory| pool.give_back(memory));
+        let early = Instant::now();
+        while Instant::now() == early {}
+        // One of the two is enough for what comes after that.
+        let again = take();
+        pool.give_back(again);
+        pool.release_unused(early, AGE);
+        assert_eq!(pool.free.lock().len(), 2, "not that old");
+        pool.release_unused(early + AGE, AGE);
+        assert_eq!(pool.free.lock().len(), 1);
+        pool.release_unused(Instant::now() + AGE, AGE);
+        assert_eq!(pool.free.lock().len(), 0);
     }
 }

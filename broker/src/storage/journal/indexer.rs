@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::fail_point::FailPoint;
 use super::frame::Entry;
@@ -22,6 +22,9 @@ const MAX_WAITING: usize = 64;
 
 /// Journal bytes that the index on disk may lag behind: what a start after a crash has to replay.
 const MAX_REPLAY_BYTES: u64 = 384 << 20;
+
+/// Time between two looks for memory that nobody needs.
+const RELEASE_INTERVAL: Duration = Duration::from_millis(2_500);
 
 /// What the indexer can be told to do.
 #[derive(Debug)]
@@ -69,7 +72,8 @@ pub(super) fn spawn(
 ) -> io::Result<(SyncSender<Work>, JoinHandle<()>)> {
     let (sender, work) = sync_channel(MAX_WAITING);
     let thread = thread::Builder::new().name("journal-indexer".to_owned()).spawn(move || {
-        let indexer = Indexer { flushed, since_flush: 0, changes, shared: Arc::clone(&shared) };
+        let released = Instant::now();
+        let indexer = Indexer { flushed, since_flush: 0, released, changes, shared: Arc::clone(&shared) };
         let outcome = catch_unwind(AssertUnwindSafe(|| indexer.run(&work)));
         let reason = match outcome {
             Ok(Ok(())) => return,
@@ -89,6 +93,8 @@ struct Indexer {
     /// Position up to which the index is on the disk.
     flushed: Position,
     since_flush: u64,
+    /// When memory that nobody needs was last let go of.
+    released: Instant,
 }
 
 impl Indexer {
@@ -117,17 +123,27 @@ impl Indexer {
         Ok(())
     }
 
-    /// Waits for something to do, and lets go of memory meanwhile; `None` when nothing comes any more.
-    fn next(&self, work: &Receiver<Work>) -> Option<Work> {
-        let Shared { tail, pool, .. } = &*self.shared;
-        while !tail.is_empty() {
-            match work.recv_timeout(tail::KEPT_FOR / 4) {
+    /// Waits for something to do, and lets go of memory now and then; `None` when nothing comes any more.
+    fn next(&mut self, work: &Receiver<Work>) -> Option<Work> {
+        loop {
+            if self.released.elapsed() >= RELEASE_INTERVAL {
+                self.release();
+            }
+            match work.recv_timeout(RELEASE_INTERVAL) {
                 Ok(work) => return Some(work),
                 Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) => tail.trim(Instant::now(), pool),
+                Err(RecvTimeoutError::Timeout) => {}
             }
         }
-        work.recv().ok()
+    }
+
+    fn release(&mut self) {
+        let Shared { tail, pool, read_pool, .. } = &*self.shared;
+        let now = Instant::now();
+        tail.trim(now, pool);
+        pool.release_unused(now, tail::KEPT_FOR);
+        read_pool.release_unused(now, tail::KEPT_FOR);
+        self.released = now;
     }
 
     /// Enters frames that can be entered in one step.
