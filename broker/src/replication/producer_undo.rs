@@ -4,6 +4,7 @@
 //! Batches below the high watermark are never cut off (L3), so there is little to remember. For the same reason a snapshot
 //! is that of the state there: of a later one nothing could be made when the log is cut below it.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use super::producer_state::{ProducerStates, Undo};
@@ -52,16 +53,16 @@ impl UndoLog {
     }
 
     /// What `producers` were at the high watermark, or as close to it as is remembered; and the offset of that.
-    pub(super) fn committed(
+    pub(super) fn committed<'a>(
         &self,
-        producers: &ProducerStates,
+        producers: &'a ProducerStates,
         high_watermark: i64,
         log_end: i64,
-    ) -> (ProducerStates, i64) {
+    ) -> (Cow<'a, ProducerStates>, i64) {
         let offset = self.complete_from.max(high_watermark).min(log_end);
-        let mut producers = producers.clone();
+        let mut producers = Cow::Borrowed(producers);
         let later = self.changes.iter().rev().take_while(|undo| undo.base_offset >= offset);
-        later.for_each(|undo| producers.undo(undo.clone()));
+        later.for_each(|undo| producers.to_mut().undo(undo.clone()));
         (producers, offset)
     }
 
@@ -129,7 +130,7 @@ mod tests {
                 let before = producers.clone();
                 let (at, offset) = undo_log.committed(&producers, log_end, 2 * i64::try_from(left.len()).unwrap());
                 prop_assert!(offset == log_end || log_end < committed);
-                prop_assert_eq!(&at, &state_after(&left[..usize::try_from(offset / 2).unwrap()]));
+                prop_assert_eq!(at.as_ref(), &state_after(&left[..usize::try_from(offset / 2).unwrap()]));
                 if undo_log.cut(&mut producers, log_end) {
                     left.truncate(kept);
                     prop_assert_eq!(&producers, &state_after(&left));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::manager::{Inner, blocking};
-use crate::storage::{CheckpointEntry, StorageError};
+use crate::storage::{CheckpointEntry, CheckpointNeed, StorageError};
 
 /// How often it is looked whether a checkpoint is due.
 const CHECKPOINT_LOOK: Duration = Duration::from_secs(5);
@@ -84,6 +84,12 @@ pub(super) async fn delete_old_segments(inner: Arc<Inner>) {
     }
 }
 
+/// Whether a checkpoint is due, `is_time` by the interval. On a full volume nothing is appended any more, and what it holds
+/// may be garbage all the same.
+fn is_due(CheckpointNeed { bytes, gives_space, is_short_of_space }: CheckpointNeed, is_time: bool) -> bool {
+    bytes >= CHECKPOINT_BYTES || ((bytes > 0 || gives_space) && (is_time || is_short_of_space))
+}
+
 pub(super) async fn make_checkpoints(inner: Arc<Inner>) {
     let mut ticks = tokio::time::interval(CHECKPOINT_LOOK.min(inner.options.checkpoint_interval));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -94,11 +100,9 @@ pub(super) async fn make_checkpoints(inner: Arc<Inner>) {
             () = inner.stopping.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let bytes = inner.options.store.bytes_since_checkpoint();
-        let due =
-            bytes >= CHECKPOINT_BYTES || (bytes > 0 && last.elapsed() >= inner.options.checkpoint_interval);
+        let is_time = last.elapsed() >= inner.options.checkpoint_interval;
         let failed = inner.options.store.failure().borrow().is_some();
-        if !due || failed {
+        if failed || !is_due(inner.options.store.checkpoint_need(), is_time) {
             continue;
         }
         last = Instant::now();
@@ -108,5 +112,24 @@ pub(super) async fn make_checkpoints(inner: Arc<Inner>) {
             }
         })
         .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_is_made_after_many_bytes_or_some_time_and_for_space_also_without_appends() {
+        let need =
+            |bytes, gives_space, is_short_of_space| CheckpointNeed { bytes, gives_space, is_short_of_space };
+        assert!(!is_due(need(CHECKPOINT_BYTES - 1, true, false), false));
+        assert!(is_due(need(CHECKPOINT_BYTES, false, false), false));
+        assert!(is_due(need(1, false, false), true));
+        assert!(is_due(need(0, true, false), true));
+        assert!(!is_due(need(0, false, false), true), "nothing has happened");
+        assert!(is_due(need(0, true, true), false), "the volume is full of what nobody needs");
+        assert!(is_due(need(1, false, true), false), "something was deleted");
+        assert!(!is_due(need(0, false, true), true), "it would not help");
     }
 }

@@ -158,6 +158,17 @@ pub struct StoredLog {
     pub known_at: Option<u64>,
 }
 
+/// What a checkpoint would be good for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckpointNeed {
+    /// Bytes appended since the last one, which a start after a crash has to read; a deletion or a cut counts as one.
+    pub bytes: u64,
+    /// Whether it would give back space that nothing lives in.
+    pub gives_space: bool,
+    /// Whether little space is left.
+    pub is_short_of_space: bool,
+}
+
 /// What an owner has to say about an open log when the store makes a checkpoint.
 #[derive(Clone, Debug)]
 pub struct CheckpointEntry {
@@ -322,8 +333,8 @@ pub trait LogStore: Send + Sync + std::fmt::Debug {
     /// Marks logs as unknown to the cluster's metadata: [`StoredLog::known_at`] is `u64::MAX` from then on.
     fn disown(&self, partitions: &[TopicIdPartition]) -> Result<(), StorageError>;
 
-    /// Bytes appended since the last checkpoint.
-    fn bytes_since_checkpoint(&self) -> u64;
+    /// What another checkpoint would be good for.
+    fn checkpoint_need(&self) -> CheckpointNeed;
 
     /// Stops: what was appended is made durable, everything later is refused. A caller that wants a fast start makes
     /// a checkpoint first.

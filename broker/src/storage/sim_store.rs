@@ -21,9 +21,9 @@ use tokio::sync::{Notify, watch};
 
 use super::batch::{parse_header, stamp};
 use super::{
-    Admission, AppendBatch, CheckpointEntry, CompactionJob, CompactionReport, Dirt, Durability, EpochCache,
-    EpochEnd, LogEnds, LogListener, LogSettings, LogStore, OpenedLog, PartitionLog, ReadRange, StorageError,
-    StoreFailure, StoredLog,
+    Admission, AppendBatch, CheckpointEntry, CheckpointNeed, CompactionJob, CompactionReport, Dirt,
+    Durability, EpochCache, EpochEnd, LogEnds, LogListener, LogSettings, LogStore, OpenedLog, PartitionLog,
+    ReadRange, StorageError, StoreFailure, StoredLog,
 };
 use crate::metadata::image::TopicIdPartition;
 use crate::simulation::drive::Drive;
@@ -274,8 +274,8 @@ impl LogStore for SimStore {
         Ok(())
     }
 
-    fn bytes_since_checkpoint(&self) -> u64 {
-        self.shared.bytes.load(Ordering::Relaxed)
+    fn checkpoint_need(&self) -> CheckpointNeed {
+        CheckpointNeed { bytes: self.shared.bytes.load(Ordering::Relaxed), ..CheckpointNeed::default() }
     }
 
     fn close(&self) {

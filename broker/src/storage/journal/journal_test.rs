@@ -228,6 +228,7 @@ fn a_full_volume_refuses_appends_until_there_is_space_again() {
     assert!(matches!(refused, StorageError::Full { free: 10_050, reserve: 10_000, .. }), "{refused}");
     assert!(refused.to_string().contains("enlarge the volume"), "{refused}");
     assert!(store.failure().borrow().is_none(), "nothing is broken");
+    assert!(store.checkpoint_need().is_short_of_space);
     disk.faults().free.store(1 << 30, Ordering::SeqCst);
     let deadline = Instant::now() + Duration::from_secs(10);
     while log.queue(&batch(1, &[0; 500]), 0).is_err() {
@@ -235,6 +236,7 @@ fn a_full_volume_refuses_appends_until_there_is_space_again() {
         std::thread::yield_now();
     }
     assert!(log.ends.wait(1));
+    assert!(!store.checkpoint_need().is_short_of_space);
 }
 
 #[test]
@@ -382,6 +384,38 @@ fn segments_in_which_little_is_left_are_rewritten_sorted_by_log() {
     let store = volume.open();
     let few: Vec<_> = [1, 2].map(|number| try_open(&store, number, settings).unwrap()).into();
     check(&few);
+}
+
+#[test]
+fn a_store_wants_checkpoints_until_they_give_no_more_space_back_also_when_nothing_is_appended() {
+    let (volume, disk) =
+        Directory::simulated(JournalStoreOptions { segment_bytes: Some(64 << 10), ..options() });
+    let store = volume.open();
+    let logs = [1, 2].map(|number| try_open(&store, number, kept_for_ever()).unwrap());
+    for _ in 0..60 {
+        logs[0].append(&[batch(1, &[3; 40_000])], 0);
+        logs[1].append(&[batch(1, &[5; 900])], 0);
+    }
+    let checkpoint = || store.checkpoint(Vec::new(), 1).unwrap();
+    let wants_more = || {
+        let need = store.checkpoint_need();
+        need.bytes > 0 || need.gives_space
+    };
+    assert!(wants_more(), "much was appended");
+    checkpoint();
+    assert!(!wants_more(), "everything lives");
+    let before = disk.file_count();
+    store.delete(partition(1)).unwrap();
+    assert!(wants_more(), "most of it does not live any more");
+    let mut rounds = 0;
+    while wants_more() {
+        checkpoint();
+        rounds += 1;
+        assert!(rounds < 20, "it never has enough");
+    }
+    let after = disk.file_count();
+    assert!(before >= 40 && after <= 14, "{before} files before, {after} after, for 54 KB that live");
+    assert_eq!(logs[1].read_all(0).len(), 60);
 }
 
 #[test]

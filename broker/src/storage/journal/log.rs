@@ -206,10 +206,6 @@ impl JournalLog {
         Ok(self.shared.index.log(self.partition)?.map_or(0, |record| record.removed_bytes))
     }
 
-    fn change(&self, entry: Entry) -> Result<(), StorageError> {
-        self.shared.ask(|reply| Command::Change { entry, reply })
-    }
-
     /// Waits until the index knows everything that was appended.
     fn settle(&self) -> Result<(), StorageError> {
         self.shared.ask(|reply| Command::Sync { reply })
@@ -217,7 +213,7 @@ impl JournalLog {
 
     /// Cuts off everything from `end` on; `left` is what is left of a run that holds it.
     fn cut(&self, end: i64, left: Option<Run>) -> Result<LogEnds, StorageError> {
-        self.change(Entry::Truncate(self.partition, end, left))?;
+        self.shared.change(Entry::Truncate(self.partition, end, left))?;
         let last = self.shared.index.last_run(self.partition)?.map(|placed| placed.run);
         let removed_bytes = self.removed_bytes()?;
         let ends = {
@@ -303,7 +299,7 @@ impl PartitionLog for JournalLog {
         if offset == ends.log_end {
             return Ok(ends);
         }
-        self.change(Entry::LogStart(self.partition, offset))?;
+        self.shared.change(Entry::LogStart(self.partition, offset))?;
         let ends = {
             let mut state = self.state.lock();
             (state.durable_end, state.log_end) = (offset, offset);
@@ -324,7 +320,7 @@ impl PartitionLog for JournalLog {
             return Ok(());
         }
         // Durable first: a log start that readers have seen must not move back.
-        self.change(Entry::LogStart(self.partition, log_start))?;
+        self.shared.change(Entry::LogStart(self.partition, log_start))?;
         let first = self.shared.index.first_run(self.partition)?.map(|placed| placed.run);
         let removed_bytes = self.removed_bytes()?;
         let mut state = self.state.lock();

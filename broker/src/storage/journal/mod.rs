@@ -60,8 +60,8 @@ use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
 use super::{
-    Admission, CheckpointEntry, EpochCache, LogListener, LogSettings, LogStore, OpenedLog, StorageError,
-    StoreFailure, StoredLog,
+    Admission, CheckpointEntry, CheckpointNeed, EpochCache, LogListener, LogSettings, LogStore, OpenedLog,
+    StorageError, StoreFailure, StoredLog,
 };
 use crate::metadata::image::TopicIdPartition;
 
@@ -256,7 +256,7 @@ impl LogStore for JournalStore {
         if let Some(log) = self.shared.open.lock().remove(&partition) {
             log.mark_gone();
         }
-        self.shared.ask(|reply| Command::Change { entry: Entry::Delete(partition), reply })
+        self.shared.change(Entry::Delete(partition))
     }
 
     fn admit(&self, bytes: usize) -> BoxFuture<'_, Result<Admission, StorageError>> {
@@ -287,8 +287,17 @@ impl LogStore for JournalStore {
         self.shared.ask(|reply| Command::Checkpoint { entries, reply })
     }
 
-    fn bytes_since_checkpoint(&self) -> u64 {
-        self.shared.appended_bytes.load(Ordering::Relaxed)
+    fn checkpoint_need(&self) -> CheckpointNeed {
+        // While segments are rewritten, nothing can be said of them.
+        let gives_space = self.shared.rewriting.try_lock().is_some_and(|damaged| {
+            let usage = self.shared.usage.lock().clone();
+            rewrite::gives_space(usage, &damaged)
+        });
+        CheckpointNeed {
+            bytes: self.shared.appended_bytes.load(Ordering::Relaxed),
+            gives_space,
+            is_short_of_space: self.shared.space.is_short(),
+        }
     }
 
     fn close(&self) {
@@ -353,6 +362,14 @@ impl Shared {
     }
 
     /// Sends the writer a command and waits for its answer.
+    /// Writes an entry that is no append, and waits until the index knows it.
+    fn change(&self, entry: Entry) -> Result<(), StorageError> {
+        self.ask(|reply| Command::Change { entry, reply })?;
+        // It may have taken the life out of segments.
+        self.appended_bytes.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), StorageError> {
         let (reply, answer) = std::sync::mpsc::sync_channel(1);
         if self.queue.push(command(reply)).is_err() {

@@ -60,6 +60,11 @@ fn choose(mut usage: Vec<Usage>) -> Vec<u64> {
     chosen
 }
 
+/// Whether a rewrite would do something, or one that was done has left segments to the next flush of the index.
+pub(super) fn gives_space(usage: Vec<Usage>, damaged: &HashSet<u64>) -> bool {
+    !choose(usage.into_iter().filter(|one| !damaged.contains(&one.segment)).collect()).is_empty()
+}
+
 /// Rewrites thin segments within a budget. Their files can be used again after the next flush of the index.
 ///
 /// Segments that turn out to be `damaged` are added there, and left out from then on.

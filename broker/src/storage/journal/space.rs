@@ -47,6 +47,12 @@ impl FreeSpace {
         Self { path, disk, reserve, least, state }
     }
 
+    /// Whether less than twice the reserve was left at the last look.
+    pub(super) fn is_short(&self) -> bool {
+        let state = self.state.lock();
+        state.looked.is_some() && state.free < 2 * state.reserve
+    }
+
     /// Takes `bytes` from what is free, or refuses. `reusable` is what the store has set aside for itself.
     pub(super) fn take(&self, bytes: u64, reusable: impl FnOnce() -> u64) -> Result<(), StorageError> {
         let mut state = self.state.lock();

@@ -189,7 +189,7 @@ impl Pass<'_, '_> {
         let Some(last) = index.run_at_or_before(self.log.partition, end - 1)? else { return Ok(None) };
         let cleaned =
             Cleaned { last: last.run, first_dirty: end, delete_horizon_ms: self.horizon.unwrap_or(-1) };
-        self.log.change(Entry::Clean(self.log.partition, cleaned))?;
+        self.log.shared.change(Entry::Clean(self.log.partition, cleaned))?;
         let taken = index.log(self.log.partition)?.is_some_and(|record| record.first_dirty == end);
         Ok(taken.then_some(end))
     }
