@@ -195,9 +195,16 @@ mod tests {
         assert_eq!((reader.as_ref(), pool.free.lock().len()), (&[7_u8; 192][..], 0), "somebody reads it");
         drop(reader);
         assert_eq!(pool.free.lock().len(), 1);
-        assert!(pool.lend(40_000, |_| Ok::<(), ()>(())).is_ok());
+        let fill_large = |bytes: &mut [u8]| -> Result<(), ()> {
+            bytes.fill(9);
+            Ok(())
+        };
+        assert!(pool.lend(40_000, fill_large).is_ok());
         assert_eq!(pool.free.lock().len(), 2, "the first was too small");
-        assert!(pool.lend(5_000, |_| Err::<(), ()>(())).is_err());
+        assert!(
+            pool.lend(5_000, |bytes| if bytes[0] == 9 { Err(()) } else { Ok(()) }).is_err(),
+            "the newest"
+        );
         assert_eq!(pool.free.lock().len(), 1, "lost with the error");
     }
 
