@@ -188,28 +188,34 @@ fn take(content: &mut Bytes, length: usize) -> Result<Bytes, FrameError> {
 /// The memory of the long frame before, to be used again once nobody reads that frame any more. A short frame lets go of
 /// it.
 #[derive(Debug, Default)]
-pub(super) struct Spare(BytesMut);
+pub(super) struct Spare {
+    memory: BytesMut,
+    /// Length of that frame: whoever has sent so much once gets room for as much at once.
+    length: usize,
+}
 
 impl Spare {
     /// Makes room in `content`, which is full and the beginning of `length` bytes.
     fn grow(&mut self, mut content: BytesMut, length: usize) -> BytesMut {
-        if self.0.try_reclaim(length) {
-            let mut memory = std::mem::take(&mut self.0);
+        if self.memory.try_reclaim(length) {
+            let mut memory = std::mem::take(&mut self.memory);
             memory.extend_from_slice(&content);
             return memory;
         }
-        content.reserve((content.len() * (GROWTH - 1)).min(length - content.len()));
+        let room = (content.len() * GROWTH).max(self.length).min(length);
+        content.reserve(room - content.len());
         content
     }
 
     /// Shares `content`, and remembers its memory if it is much.
     fn lend(&mut self, mut content: BytesMut) -> Bytes {
-        self.0 = BytesMut::new();
+        *self = Self::default();
         if content.len() < LONG_BYTES {
             return content.freeze();
         }
+        self.length = content.len();
         let lent = content.split();
-        self.0 = content;
+        self.memory = content;
         lent.freeze()
     }
 }
@@ -327,11 +333,24 @@ mod tests {
         assert!(second == vec![2; long - 1] && third == vec![3; long], "neither is overwritten");
         drop((second, third));
         assert_eq!(next().await, vec![4; 10]);
-        assert_eq!(spare.0.capacity(), 0, "let go of");
+        assert_eq!(spare.memory.capacity(), 0, "let go of");
         assert_eq!(
             read_frame_into(&mut input, MAX_FRAME_BYTES, &mut spare).await.unwrap().unwrap(),
             vec![5; long]
         );
+    }
+
+    #[test]
+    fn who_has_sent_a_long_frame_gets_room_for_another_at_once() {
+        let content = || BytesMut::from(&[7; FIRST_READ_BYTES][..]);
+        let mut spare = Spare::default();
+        assert!(spare.grow(content(), 3 * LONG_BYTES).capacity() < LONG_BYTES);
+        let read = spare.lend(BytesMut::from(&[1; 2 * LONG_BYTES][..]));
+        let more = spare.grow(content(), 3 * LONG_BYTES);
+        assert_eq!(more, content());
+        assert!((2 * LONG_BYTES..3 * LONG_BYTES).contains(&more.capacity()), "as much as that, and no more");
+        drop((read, spare.lend(content())));
+        assert!(spare.grow(content(), 3 * LONG_BYTES).capacity() < LONG_BYTES, "that was long ago");
     }
 
     #[tokio::test]

@@ -287,18 +287,26 @@ impl Leadership {
             return current;
         }
         let mut lowest = durable_end;
-        for follower in &self.followers {
-            let broker_id = follower.member.broker_id;
-            let counts = self.assignment.isr.contains(&broker_id)
-                || self.proposed.iter().flatten().any(|(proposed, _)| *proposed == broker_id)
-                || (follower.is_eligible()
-                    && follower.durable_end.is_some()
-                    && follower.is_caught_up(self.log_end, now, lag));
-            if counts {
-                lowest = lowest.min(follower.durable_end.unwrap_or(i64::MIN));
-            }
+        for follower in self.followers.iter().filter(|it| self.counts(it, now, lag)) {
+            lowest = lowest.min(follower.durable_end.unwrap_or(i64::MIN));
         }
         lowest.max(current)
+    }
+
+    /// Whether the high watermark waits for the follower: it is in sync, or may be any moment.
+    fn counts(&self, follower: &Follower, now: Instant, lag: Duration) -> bool {
+        let broker_id = follower.member.broker_id;
+        self.is_in_sync(broker_id)
+            || self.proposed.iter().flatten().any(|(proposed, _)| *proposed == broker_id)
+            || (follower.is_eligible()
+                && follower.durable_end.is_some()
+                && follower.is_caught_up(self.log_end, now, lag))
+    }
+
+    /// Whether the high watermark waits for that broker as a follower.
+    pub(super) fn waits_for(&self, broker_id: BrokerId, now: Instant, lag: Duration) -> bool {
+        let follower = self.followers.iter().find(|it| it.member.broker_id == broker_id);
+        follower.is_some_and(|follower| self.counts(follower, now, lag))
     }
 
     /// The in-sync replicas with every follower that `is_alive` and has caught up (L7); `None` if there is none, or a

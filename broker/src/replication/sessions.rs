@@ -9,6 +9,9 @@
 //! Records wake a waiting call at once. A high watermark alone waits a moment for records to travel with: nobody but
 //! readers of followers needs it.
 //!
+//! While a follower in sync is sent records, those for replicas that are not go in small parts beside them: answers come
+//! one after the other, and the high watermark waits for the next.
+//!
 //! Partitions that are throttled here are passed over while the rate is used up, for followers that are not in sync
 //! (KIP-73); what in-sync ones get of them counts for the rate all the same. They are looked at again when it allows it.
 
@@ -36,6 +39,13 @@ const QUIET_WAIT: Duration = Duration::from_millis(5);
 
 /// Longest wait of a call, whatever it asks for.
 const MAX_WAIT: Duration = Duration::from_secs(30);
+
+/// Most bytes in one answer for replicas that are not in sync, while others that are get records too: these are waited for
+/// by whoever asked for acks=all, and what fills the others is on its way before them.
+const FILL_BYTES: usize = 1 << 20;
+
+/// Time after which a replica in sync that gets no records is no reason any more to fill others slowly.
+const AWAITED_FOR: Duration = Duration::from_secs(1);
 
 /// Session epoch that begins a session.
 pub(super) const BEGIN: i32 = 0;
@@ -123,6 +133,8 @@ struct Session {
     next_epoch: i32,
     signal: Arc<FollowerSignal>,
     partitions: HashMap<TopicIdPartition, Followed>,
+    /// When records last went to a partition of which the high watermark waits for the follower.
+    awaited: Option<Instant>,
     quota: Arc<Mutex<Quota>>,
 }
 
@@ -153,6 +165,8 @@ struct Followed {
     last_fetched_epoch: Option<i32>,
     /// What the follower was told: high watermark and log start.
     told: (i64, i64),
+    /// Whether the high watermark waited for the follower when it named the partition.
+    is_awaited: bool,
     /// An answer that was found when the follower named the partition.
     refused: Option<ErrorCode>,
 }
@@ -232,6 +246,7 @@ impl FollowerSessions {
             next_epoch: BEGIN,
             signal: Arc::clone(&signal),
             partitions: HashMap::new(),
+            awaited: None,
             quota: Arc::clone(&self.quota),
         };
         let session = Arc::new(tokio::sync::Mutex::new(session));
@@ -291,6 +306,7 @@ impl Session {
         // In another leader epoch the follower has begun anew, and may know less than it was told before.
         let before = self.partitions.get(&id).filter(|before| before.leader_epoch == named.leader_epoch);
         let told = before.map_or((-1, -1), |before| before.told);
+        let is_awaited = partition.as_ref().is_some_and(|partition| partition.waits_for(self.follower.0));
         self.partitions.insert(
             id,
             Followed {
@@ -299,6 +315,7 @@ impl Session {
                 offset: named.fetch_offset,
                 last_fetched_epoch,
                 told,
+                is_awaited,
                 refused,
             },
         );
@@ -328,11 +345,13 @@ impl Session {
     }
 
     /// What there is to say about `marked`. What does not fit is marked again.
-    async fn look(&self, marked: VecDeque<TopicIdPartition>, max_bytes: usize) -> Look {
+    async fn look(&mut self, marked: VecDeque<TopicIdPartition>, max_bytes: usize) -> Look {
         let mut answer = Vec::new();
-        let (mut held_back, mut pause) = (Vec::new(), None);
+        let (mut held_back, mut pause, mut awaited) = (Vec::new(), None, self.awaited);
         let is_limited = self.quota.lock().is_limited();
         let (mut left, mut is_loud) = (max_bytes, false);
+        let fills_slowly = self.awaited.is_some_and(|at| at.elapsed() <= AWAITED_FOR);
+        let mut left_to_fill = if fills_slowly { max_bytes.min(FILL_BYTES) } else { max_bytes };
         let mut marked = marked.into_iter();
         while let Some(id) = marked.next() {
             let Some(followed) = self.partitions.get(&id) else { continue };
@@ -342,9 +361,14 @@ impl Session {
                     .put_back(std::iter::once(id).chain(marked.by_ref()).collect::<Vec<_>>().into_iter());
                 break;
             }
+            let room = if followed.is_awaited { left } else { left.min(left_to_fill) };
+            if room == 0 {
+                held_back.push(id);
+                continue;
+            }
             let portion = match is_limited.then(|| self.throttle(followed)).flatten() {
-                None => left,
-                Some(Throttled::Portion(bytes)) => left.min(bytes),
+                None => room,
+                Some(Throttled::Portion(bytes)) => room.min(bytes),
                 Some(Throttled::Wait(wait)) => {
                     held_back.push(id);
                     pause = Some(wait);
@@ -366,7 +390,13 @@ impl Session {
             match finding {
                 Finding::Nothing | Finding::Cold => {}
                 // It comes first in the next answer, whatever its size.
-                Finding::DoesNotFit if portion < left => held_back.push(id),
+                Finding::DoesNotFit if portion < left => {
+                    if !followed.is_awaited {
+                        // The others need not be read in vain.
+                        left_to_fill = 0;
+                    }
+                    held_back.push(id);
+                }
                 Finding::DoesNotFit => {
                     self.signal
                         .put_back(std::iter::once(id).chain(marked.by_ref()).collect::<Vec<_>>().into_iter());
@@ -375,6 +405,11 @@ impl Session {
                 Finding::Quiet(found) => answer.push(found),
                 Finding::Loud(found) => {
                     left = left.saturating_sub(found.records.len());
+                    if !followed.is_awaited {
+                        left_to_fill = left_to_fill.saturating_sub(found.records.len());
+                    } else if !found.records.is_empty() {
+                        awaited = Some(Instant::now());
+                    }
                     is_loud = true;
                     self.count(followed, found.records.len(), is_limited);
                     answer.push(found);
@@ -382,6 +417,7 @@ impl Session {
             }
         }
         self.signal.put_back(held_back.into_iter());
+        self.awaited = awaited;
         Look { answer, is_loud, pause }
     }
 

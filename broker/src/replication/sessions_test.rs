@@ -258,3 +258,29 @@ async fn a_partition_of_another_epoch_or_that_is_not_here_is_refused_by_itself()
     let again = leader.fetch(&[(0, 0)], 6_000).await;
     assert_eq!(with_records(&again), [0]);
 }
+
+#[tokio::test]
+async fn what_fills_a_replica_goes_in_small_parts_beside_what_one_in_sync_is_awaited_for() {
+    const ALL: i32 = 64 << 20;
+    const BATCH: usize = 600_000;
+    let mut leader = Leader::of(2);
+    leader.append(0, 10).await;
+    for _ in 0..3 {
+        leader.append(1, BATCH).await;
+    }
+    let filled = |answer: &ReplicaFetchAnswer| -> usize {
+        answer.partitions.iter().filter(|it| it.partition_id == 1).map(|it| it.records.len() / BATCH).sum()
+    };
+    // The follower has all of partition 0 and nothing of partition 1.
+    let answer = leader.fetch(&[(1, 0), (0, 1)], ALL).await;
+    assert_eq!((with_records(&answer), filled(&answer)), (vec![1], 3), "nobody is awaited");
+    leader.append(0, 10).await;
+    assert_eq!(with_records(&leader.fetch(&[(1, 0)], ALL).await).len(), 2);
+    leader.append(0, 10).await;
+    let answer = leader.fetch(&[(1, 0), (0, 2)], ALL).await;
+    assert_eq!((with_records(&answer), filled(&answer)), (vec![0, 1], 1));
+    tokio::time::pause();
+    tokio::time::advance(AWAITED_FOR + Duration::from_millis(1)).await;
+    tokio::time::resume();
+    assert_eq!(filled(&leader.fetch(&[(1, 0)], ALL).await), 3, "nobody has been for long");
+}

@@ -194,6 +194,11 @@ impl Watermark {
         }
     }
 
+    /// Whether this broker leads, and the high watermark waits for that follower.
+    pub(super) fn waits_for(&self, broker_id: BrokerId) -> bool {
+        self.leadership(|leadership| leadership.waits_for(broker_id, Instant::now(), self.lag)) == Some(true)
+    }
+
     /// Has `signal` marked whenever there is something new for followers.
     pub(super) fn add_follower(&self, signal: &Arc<FollowerSignal>) {
         let mut followers = self.followers.lock();

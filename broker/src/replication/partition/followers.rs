@@ -66,6 +66,11 @@ impl Partition {
         }
     }
 
+    /// Whether this broker leads the partition, and the high watermark waits for that follower.
+    pub(in crate::replication) fn waits_for(&self, broker_id: BrokerId) -> bool {
+        self.watermark.waits_for(broker_id)
+    }
+
     /// Whether this broker leads the partition, and that follower is in sync.
     pub(in crate::replication) fn has_in_sync_follower(&self, broker_id: BrokerId) -> bool {
         self.watermark.leadership(|leadership| leadership.is_in_sync(broker_id)) == Some(true)

@@ -138,11 +138,11 @@ impl Indexer {
     }
 
     fn release(&mut self) {
-        let Shared { tail, pool, read_pool, .. } = &*self.shared;
+        let Shared { tail, pool, reads, .. } = &*self.shared;
         let now = Instant::now();
         tail.trim(now, pool);
         pool.release_unused(now, tail::KEPT_FOR);
-        read_pool.release_unused(now, tail::KEPT_FOR);
+        reads.release_unused(now);
         self.released = now;
     }
 

@@ -269,9 +269,15 @@ impl PartitionLog for JournalLog {
     }
 
     fn read_memory(&self, range: ReadRange) -> Result<Option<RecordBytes>, StorageError> {
-        let state = self.state.lock();
-        let Some(range) = state.bounded(range)? else { return Ok(Some(RecordBytes::new())) };
-        Ok(state.read_tail(range))
+        let bounded = {
+            let state = self.state.lock();
+            let Some(bounded) = state.bounded(range)? else { return Ok(Some(RecordBytes::new())) };
+            if let Some(records) = state.read_tail(bounded) {
+                return Ok(Some(records));
+            }
+            bounded
+        };
+        Ok(self.read_ahead_of(bounded))
     }
 
     fn read(&self, range: ReadRange) -> Result<RecordBytes, StorageError> {

@@ -38,6 +38,7 @@ mod indexer;
 mod keys;
 mod log;
 mod read_ahead;
+mod reads;
 mod recovery;
 mod rewrite;
 mod scattered;
@@ -73,6 +74,7 @@ use frame::Entry;
 use index::Index;
 use log::{Found, JournalLog};
 use read_ahead::ReadAhead;
+use reads::Reads;
 use segments::Segments;
 use space::FreeSpace;
 use tail::TailCache;
@@ -80,9 +82,6 @@ use writer::{Command, Queue, Reply};
 
 /// Bounds of a segment's size in bytes: a 256th of the volume between them.
 const SEGMENT_BYTES: (u64, u64) = (16 << 20, 256 << 20);
-
-/// Most buffers for reading that are kept for later, and most bytes of them.
-const READ_BUFFERS: (usize, usize) = (256, 16 << 20);
 
 /// Settings of a store.
 #[derive(Clone, Debug)]
@@ -126,9 +125,9 @@ struct Shared {
     segments: Segments,
     index: Index,
     queue: Queue,
-    /// Memory of frames, and of what is read.
+    /// Memory of frames.
     pool: BufferPool,
-    read_pool: Arc<BufferPool>,
+    reads: Arc<Reads>,
     read_ahead: ReadAhead,
     tail: TailCache,
     space: FreeSpace,
@@ -193,7 +192,7 @@ impl JournalStore {
             index,
             queue: Queue::default(),
             pool: BufferPool::new(8, 64 << 20),
-            read_pool: Arc::new(BufferPool::new(READ_BUFFERS.0, READ_BUFFERS.1)),
+            reads: Arc::new(Reads::new()),
             read_ahead: ReadAhead::default(),
             tail: TailCache::new(options.tail_cache_bytes),
             admissions: Arc::new(Semaphore::new(options.max_queued_bytes as usize)),

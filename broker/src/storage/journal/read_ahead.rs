@@ -47,6 +47,11 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
+    /// Whether there is nothing to wait for.
+    fn is_there(&self) -> bool {
+        self.cell.get().is_some()
+    }
+
     /// Waits for the records; `None` if they could not be read.
     pub(super) fn wait(&self) -> Option<Records> {
         self.cell.wait().clone()
@@ -76,6 +81,14 @@ impl ReadAhead {
         let mut readers = self.readers.lock();
         let at = readers.iter().position(|reader| (reader.log, reader.offset) == (log, offset))?;
         readers.remove(at).map(|reader| reader.ahead)
+    }
+
+    /// What has been read for a reader of a log that goes on at `offset`, if it is there. The reader is forgotten then.
+    pub(super) fn take_there(&self, log: u64, offset: i64) -> Option<Ahead> {
+        let mut readers = self.readers.lock();
+        let is_it = |reader: &Reader| (reader.log, reader.offset) == (log, offset);
+        let at = readers.iter().position(|it| is_it(it) && it.ahead.as_ref().is_some_and(Ahead::is_there))?;
+        readers.remove(at)?.ahead
     }
 
     /// Remembers that a reader goes on at `offset`, with what is left of what was read for it.
@@ -119,6 +132,18 @@ mod tests {
         assert!(ahead.take(1, 70).is_none());
         ahead.expect(1, 80, None);
         assert!(ahead.take(1, 80).unwrap().is_none());
+    }
+
+    #[test]
+    fn who_cannot_wait_gets_what_is_there() {
+        let ahead = ReadAhead::default();
+        ahead.expect(1, 60, None);
+        let filler = ahead.begin(1, 70, 0);
+        assert!(ahead.take_there(1, 60).is_none() && ahead.take_there(1, 70).is_none());
+        filler.fill(records());
+        assert_eq!(ahead.take_there(1, 70).unwrap().wait(), Some(records()));
+        assert!(ahead.take_there(1, 70).is_none());
+        assert!(ahead.take(1, 60).is_some(), "nobody came for it");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Cold reads within a runtime, which read several places at once and ahead of their readers.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millrace_protocol::records::{BatchHeader, batches};
@@ -106,6 +107,54 @@ fn what_was_read_ahead_of_a_cut_is_not_shown_after_it() {
         opened.append(&[batch_at(log + 1, offset)], 1);
     }
     assert_eq!(consume(opened, next, next + 10, 8_000), written(log + 1, next..next + 10));
+    drop(inside);
+    drop(runtime);
+    store.close();
+}
+
+#[test]
+fn a_read_of_small_runs_that_lie_far_apart_ends_before_it_has_cost_the_disk_too_much() {
+    const RUNS: i64 = 100;
+    let volume = Directory::new(cold(options()));
+    let store = volume.open();
+    let [sparse, dense] = [0, 1].map(|log| try_open(&store, log, kept_for_ever()).unwrap());
+    for offset in 0..RUNS {
+        sparse.append(&[batch_at(0, offset)], 0);
+        dense.append(&[batch(1, &[7; 20_000])], 0);
+    }
+    // A run of its own costs 16 KiB, and a read no more than 1 MiB.
+    let found = batches(sparse.bytes(all())).count();
+    assert_eq!(found, 64);
+    assert_eq!(consume(&sparse, 0, RUNS, 1 << 20), written(0, 0..RUNS));
+    store.close();
+}
+
+#[test]
+fn who_cannot_wait_for_the_disk_gets_what_was_read_ahead() {
+    let runtime = Runtime::new().unwrap();
+    let volume = Directory::new(cold(options()));
+    let store = volume.open();
+    let logs = interleaved(&store);
+    let (log, opened) = (3, &logs[3]);
+    let inside = runtime.enter();
+    let from = |offset| ReadRange { offset, max_bytes: 8_000, ..all() };
+    assert_eq!(opened.log.read_memory(from(0)).unwrap(), None, "it is on the disk");
+    let first = batches(opened.bytes(from(0))).count();
+    let next = i64::try_from(first).unwrap();
+    // The first read is from the log start, so more is read.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let ahead = loop {
+        if let Some(records) = opened.log.read_memory(from(next)).unwrap() {
+            break records.into_bytes();
+        }
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    };
+    let count = i64::try_from(batches(ahead.clone()).count()).unwrap();
+    assert!(count > 0);
+    let found: Vec<u32> = batches(ahead).map(|batch| batch.unwrap().header().crc).collect();
+    assert_eq!(found, written(log, next..next + count));
+    assert_eq!(consume(opened, next + count, ROUNDS, 8_000), written(log, next + count..ROUNDS));
     drop(inside);
     drop(runtime);
     store.close();

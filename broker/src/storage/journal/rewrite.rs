@@ -15,6 +15,7 @@ use bytes::Bytes;
 use super::Shared;
 use super::frame::Run;
 use super::keys::PlacedRun;
+use super::reads::Place;
 use super::recovery::frames;
 use super::segments::Segment;
 use super::writer::Command;
@@ -112,7 +113,8 @@ fn rewrite(shared: &Shared, segment: &Arc<Segment>) -> Result<u64, StorageError>
     let found: u64 = live.iter().map(|(_, placed)| u64::from(placed.run.length)).sum();
     let mut missed = before.saturating_sub(found);
     for (partition, PlacedRun { run, position, .. }) in live {
-        let records = segment.read(&shared.read_pool, u64::from(position), run.length as usize)?;
+        let (segment, length) = (Arc::clone(segment), run.length as usize);
+        let records = shared.reads.read(&Place { segment, position: u64::from(position), length })?;
         // The frame was whole a moment ago, but this is another read.
         let layout = check_layout(&records, run.base_offset, run.last_offset, run.leader_epoch);
         if layout.and_then(|()| check_sums(&records)).is_err() {

@@ -8,9 +8,8 @@ use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
 
-use super::buffer::BufferPool;
 use super::keys::PlacedRun;
-use super::segments::Segment;
+use super::reads::{Place, Reads, Turn};
 use crate::storage::StorageError;
 
 /// Most reads of one call that are on their way at once.
@@ -34,6 +33,23 @@ pub(super) struct Extent {
     pub(super) runs: usize,
 }
 
+/// Bytes between two runs that are read along with them; `None` if they take a read each.
+fn gap(before: (u64, u64), run: &PlacedRun) -> Option<u64> {
+    let (segment, end) = before;
+    let gap = u64::from(run.position).checked_sub(end).filter(|_| segment == run.segment)?;
+    (gap <= MAX_GAP).then_some(gap)
+}
+
+/// What a run behind another one costs the disk, in bytes read: a read of its own is never less than what would be read
+/// along to save it.
+pub(super) fn cost(before: Option<&PlacedRun>, run: &PlacedRun) -> u64 {
+    let length = u64::from(run.run.length);
+    match before.and_then(|before| gap((before.segment, before.end_position()), run)) {
+        Some(gap) => gap + length,
+        None => length.max(MAX_GAP),
+    }
+}
+
 /// The reads that some runs take.
 pub(super) fn extents(runs: &[PlacedRun]) -> Vec<Extent> {
     let mut extents: Vec<Extent> = Vec::new();
@@ -41,9 +57,7 @@ pub(super) fn extents(runs: &[PlacedRun]) -> Vec<Extent> {
         let (position, length) = (u64::from(run.position), run.run.length as usize);
         let joins = |last: &&mut Extent| {
             let end = last.position + last.length as u64;
-            last.segment == run.segment
-                && (end..=end + MAX_GAP).contains(&position)
-                && run.end_position() - last.position <= MAX_EXTENT
+            gap((last.segment, end), run).is_some() && run.end_position() - last.position <= MAX_EXTENT
         };
         match extents.last_mut().filter(joins) {
             Some(last) => {
@@ -57,56 +71,48 @@ pub(super) fn extents(runs: &[PlacedRun]) -> Vec<Extent> {
     extents
 }
 
-/// A part of a segment.
-#[derive(Debug)]
-pub(super) struct Place {
-    pub(super) segment: Arc<Segment>,
-    pub(super) position: u64,
-    /// Bytes.
-    pub(super) length: usize,
-}
-
-impl Place {
-    fn read(&self, pool: &Arc<BufferPool>) -> Result<Bytes, StorageError> {
-        self.segment.read(pool, self.position, self.length)
-    }
-}
-
-/// Reads `places` into memory from `pool`; answers in their order. Helped by the threads of the runtime for blocking
-/// work, where there is one.
-pub(super) fn read(places: Vec<Place>, pool: &Arc<BufferPool>) -> Vec<Result<Bytes, StorageError>> {
+/// Reads `places`; answers in their order. Helped by the threads of the runtime for blocking work, where there is one
+/// and the disk has room for more reads.
+pub(super) fn read(places: Vec<Place>, reads: &Arc<Reads>) -> Vec<Result<Bytes, StorageError>> {
+    let largest = places.iter().map(|place| place.length).max().unwrap_or_default();
+    // One of them is for this thread.
+    let helpers = reads.free_turns(largest).min(places.len()).min(AT_ONCE).saturating_sub(1);
     let runtime = tokio::runtime::Handle::try_current();
-    let (Ok(runtime), true) = (runtime, places.len() > 1) else {
-        return places.iter().map(|place| place.read(pool)).collect();
+    let (Ok(runtime), 1..) = (runtime, helpers) else {
+        return places.iter().map(|place| reads.read(place)).collect();
     };
     let shared = Arc::new((places, AtomicUsize::new(0)));
     let (sender, done) = mpsc::channel();
     let work = {
-        let (shared, pool) = (Arc::clone(&shared), Arc::clone(pool));
-        move || {
+        let (shared, reads) = (Arc::clone(&shared), Arc::clone(reads));
+        // Takes turns until there is none, or no place left.
+        move |turn: &dyn Fn(&Reads) -> Option<Turn>| {
             let (places, next) = &*shared;
-            loop {
+            while next.load(Ordering::Relaxed) < places.len() {
+                let Some(turn) = turn(&reads) else { return };
                 let at = next.fetch_add(1, Ordering::Relaxed);
                 let Some(place) = places.get(at) else { return };
                 // Nobody hears of it if the caller has panicked.
-                let _ = sender.send((at, place.read(&pool)));
+                let _ = sender.send((at, reads.read_in(&turn, place)));
             }
         }
     };
-    let places = &shared.0;
-    for _ in 1..places.len().min(AT_ONCE) {
-        runtime.spawn_blocking(work.clone());
+    for _ in 0..helpers {
+        let work = work.clone();
+        // A helper never waits: whoever waits for it would be helped more by the thread.
+        runtime.spawn_blocking(move || work(&|reads| reads.try_turn(largest)));
     }
     // Helpers that never come cost nothing but time.
-    work();
+    work(&|reads| Some(reads.turn(largest)));
     drop(work);
+    let places = &shared.0;
     let mut answers: Vec<_> = places.iter().map(|_| None).collect();
     for _ in places {
         // No more come if a helper has panicked.
         let Ok((at, answer)) = done.recv() else { break };
         answers[at] = Some(answer);
     }
-    places.iter().zip(answers).map(|(place, answer)| answer.unwrap_or_else(|| place.read(pool))).collect()
+    places.iter().zip(answers).map(|(place, answer)| answer.unwrap_or_else(|| reads.read(place))).collect()
 }
 
 #[cfg(test)]
@@ -137,6 +143,17 @@ mod tests {
         ];
         assert_eq!(extents(&runs), expected);
         assert_eq!(extents(&[]), []);
+    }
+
+    #[test]
+    fn a_run_costs_what_lies_before_it_or_a_read_of_its_own() {
+        let before = run(1, 0, 1_000);
+        assert_eq!(cost(Some(&before), &run(1, 10_000, 10)), 9_010);
+        for (before, place) in [(None, run(1, 10_000, 10)), (Some(before), run(1, 100_000, 10))] {
+            assert_eq!(cost(before.as_ref(), &place), MAX_GAP, "a read of its own");
+        }
+        assert_eq!(cost(Some(&before), &run(2, 1_000, 100_000)), 100_000);
+        assert_eq!(cost(Some(&run(1, 500, 10)), &run(1, 0, 10)), MAX_GAP);
     }
 
     #[test]

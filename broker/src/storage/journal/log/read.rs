@@ -12,14 +12,19 @@ use millrace_protocol::records::BatchHeader;
 
 use super::super::frame::Run;
 use super::super::keys::PlacedRun;
-use super::super::read_ahead::AHEAD_BYTES;
-use super::super::scattered::{self, Extent, Place, extents};
+use super::super::read_ahead::{AHEAD_BYTES, Ahead};
+use super::super::reads::Place;
+use super::super::scattered::{self, Extent, cost, extents};
 use super::JournalLog;
 use crate::storage::batch::{StoredBatchError, WholeBatches, check_layout, check_sums};
 use crate::storage::{ReadRange, Reader, StorageError};
 
 /// Most bytes that one read from the disk returns, whatever was asked for.
 const MAX_COLD_READ: usize = 8 << 20;
+
+/// What one read may cost the disk where less was asked for, in bytes: small runs that lie far apart cost more than they
+/// have, and whoever waits for them is better served with few of them soon.
+const MIN_COST: u64 = 1 << 20;
 
 /// Most runs that are looked up at once.
 const MAX_RUNS: usize = 1_024;
@@ -69,18 +74,9 @@ impl JournalLog {
         // A log is mostly read from its start, or on from where the last read ended.
         let goes_on = reader.is_some() || range.offset == self.state.lock().log_start;
         if let Some(ahead) = reader.flatten()
-            && ahead.cuts == self.cuts()
-            && let Some(records) = ahead.wait()
+            && let Some(records) = self.use_ahead(range, ahead)
         {
-            let (parts, next, whole) = pick_all(&records, range);
-            if let Some(next) = next {
-                if whole {
-                    self.read_on(next, range.max_bytes);
-                } else {
-                    self.shared.read_ahead.expect(self.id, next, Some(ahead));
-                }
-                return Ok(Some((parts.into(), true)));
-            }
+            return Ok(Some((records, true)));
         }
         let Some((records, found)) = self.lookup(range)? else { return Ok(None) };
         let (parts, next, _) = pick_all(&records, range);
@@ -92,6 +88,29 @@ impl JournalLog {
             }
         }
         Ok(Some((parts.into(), found)))
+    }
+
+    /// What was read ahead for a range, if that has been done: does not block.
+    pub(super) fn read_ahead_of(&self, range: ReadRange) -> Option<RecordBytes> {
+        let ahead = self.shared.read_ahead.take_there(self.id, range.offset)?;
+        let range = ReadRange { max_bytes: range.max_bytes.min(MAX_COLD_READ), ..range };
+        self.use_ahead(range, ahead)
+    }
+
+    /// What a range asks for of what was read ahead, and reads on; `None` if that is of no use any more.
+    fn use_ahead(&self, range: ReadRange, ahead: Ahead) -> Option<RecordBytes> {
+        if ahead.cuts != self.cuts() {
+            return None;
+        }
+        let (parts, next, whole) = pick_all(&ahead.wait()?, range);
+        match next {
+            Some(next) if whole => self.read_on(next, range.max_bytes),
+            Some(next) => self.shared.read_ahead.expect(self.id, next, Some(ahead)),
+            // There is no room for it now: it is good for the next time.
+            None if !range.at_least_one => self.shared.read_ahead.expect(self.id, range.offset, Some(ahead)),
+            None => return None,
+        }
+        Some(parts.into())
     }
 
     /// Reads what comes next for a reader that goes on at `offset`, on another thread.
@@ -124,16 +143,19 @@ impl JournalLog {
         self.state.lock().cuts
     }
 
-    /// The runs in a range, from the index and the disk, as many as have `max_bytes` and at least one; and whether there
-    /// are any. `None` if the first has gone meanwhile.
+    /// The runs in a range, from the index and the disk, as many as have `max_bytes` or take much of the disk's time, and
+    /// at least one; and whether there are any. `None` if the first has gone meanwhile.
     fn lookup(&self, range: ReadRange) -> Result<Option<(Vec<Bytes>, bool)>, StorageError> {
-        let mut runs = Vec::new();
-        let mut planned = 0;
+        let mut runs: Vec<PlacedRun> = Vec::new();
+        let (mut planned, mut costs) = (0, 0);
+        let most = (range.max_bytes as u64).max(MIN_COST);
         self.shared.index.runs_from(self.partition, range.offset, |placed| {
-            if placed.run.base_offset >= range.until || (planned > 0 && planned >= range.max_bytes) {
+            let is_enough = planned >= range.max_bytes || costs >= most;
+            if placed.run.base_offset >= range.until || (is_enough && !runs.is_empty()) {
                 return false;
             }
             planned += placed.run.length as usize;
+            costs += cost(runs.last(), &placed);
             runs.push(placed);
             true
         })?;
@@ -178,7 +200,7 @@ impl JournalLog {
         }
         let mut rest = runs;
         let mut pieces = Vec::new();
-        for (extent, read) in extents.iter().zip(scattered::read(places, &self.shared.read_pool)) {
+        for (extent, read) in extents.iter().zip(scattered::read(places, &self.shared.reads)) {
             let (here, others) = rest.split_at(extent.runs);
             let checked = read.and_then(|bytes| self.check_extent(extent, here, &bytes, &mut pieces));
             match checked {
@@ -231,8 +253,8 @@ impl JournalLog {
                 _ => return Ok(None),
             }
             if let Some(segment) = self.shared.segments.get(placed.segment) {
-                let (pool, length) = (&self.shared.read_pool, placed.run.length as usize);
-                let bytes = segment.read(pool, u64::from(placed.position), length)?;
+                let (position, length) = (u64::from(placed.position), placed.run.length as usize);
+                let bytes = self.shared.reads.read(&Place { segment, position, length })?;
                 self.check(placed, &bytes)?;
                 return Ok(Some(bytes));
             }
