@@ -391,7 +391,7 @@ impl Session {
                 Finding::Nothing | Finding::Cold => {}
                 // It comes first in the next answer, whatever its size.
                 Finding::DoesNotFit if portion < left => {
-                    if !followed.is_awaited {
+                    if !followed.is_awaited && portion == room {
                         // The others need not be read in vain.
                         left_to_fill = 0;
                     }
