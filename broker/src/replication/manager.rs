@@ -524,13 +524,17 @@ impl Host for Inner {
     }
 }
 
-/// Runs `work` where blocking is allowed; a panic in it is passed on, since the manager would be blind without.
-pub(super) async fn blocking(inner: &Arc<Inner>, work: impl FnOnce(&Arc<Inner>) + Send + 'static) {
+/// Runs `work` where blocking is allowed; a panic in it is passed on, since the manager would be blind without. `None` if
+/// the process ends before.
+pub(super) async fn blocking<T: Send + 'static>(
+    inner: &Arc<Inner>,
+    work: impl FnOnce(&Arc<Inner>) -> T + Send + 'static,
+) -> Option<T> {
     let inner = Arc::clone(inner);
-    if let Err(error) = crate::blocking::spawn_blocking(move || work(&inner)).await
-        && error.is_panic()
-    {
-        std::panic::resume_unwind(error.into_panic());
+    match crate::blocking::spawn_blocking(move || work(&inner)).await {
+        Ok(done) => Some(done),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_cancelled) => None,
     }
 }
 

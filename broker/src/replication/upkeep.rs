@@ -6,13 +6,10 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::manager::{Inner, blocking};
-use crate::storage::{CheckpointEntry, CheckpointNeed, StorageError};
+use crate::storage::{CHECKPOINT_BYTES, CheckpointEntry, CheckpointNeed, StorageError};
 
-/// How often it is looked whether a checkpoint is due.
-const CHECKPOINT_LOOK: Duration = Duration::from_secs(5);
-
-/// Appended bytes after which a checkpoint is made, whatever the time: what a start after a crash has to read.
-const CHECKPOINT_BYTES: u64 = 256 << 20;
+/// Looks, per interval between checkpoints, whether one is due for another reason than many appends.
+const LOOKS_PER_INTERVAL: u32 = 12;
 
 impl Inner {
     pub(super) fn checkpoint(&self) -> Result<(), StorageError> {
@@ -79,7 +76,9 @@ pub(super) async fn delete_old_segments(inner: Arc<Inner>) {
         tokio::select! {
             biased;
             () = inner.stopping.cancelled() => return,
-            _ = ticks.tick() => blocking(&inner, |inner| inner.retain()).await,
+            _ = ticks.tick() => {
+                blocking(&inner, |inner| inner.retain()).await;
+            }
         }
     }
 }
@@ -91,27 +90,31 @@ fn is_due(CheckpointNeed { bytes, gives_space, is_short_of_space }: CheckpointNe
 }
 
 pub(super) async fn make_checkpoints(inner: Arc<Inner>) {
-    let mut ticks = tokio::time::interval(CHECKPOINT_LOOK.min(inner.options.checkpoint_interval));
+    let look = inner.options.checkpoint_interval / LOOKS_PER_INTERVAL;
+    let mut ticks = tokio::time::interval(look.max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut last = Instant::now();
+    let (mut last, mut went_well) = (Instant::now(), true);
     loop {
         tokio::select! {
             biased;
             () = inner.stopping.cancelled() => return,
             _ = ticks.tick() => {}
+            // Otherwise they still are many, and it is tried again with the ticks.
+            () = inner.options.store.many_appended(), if went_well => {}
         }
         let is_time = last.elapsed() >= inner.options.checkpoint_interval;
-        let failed = inner.options.store.failure().borrow().is_some();
-        if failed || !is_due(inner.options.store.checkpoint_need(), is_time) {
+        if inner.options.store.failure().borrow().is_some() {
+            return;
+        }
+        if !is_due(inner.options.store.checkpoint_need(), is_time) {
             continue;
         }
         last = Instant::now();
-        blocking(&inner, |inner| {
-            if let Err(error) = inner.checkpoint() {
-                tracing::error!(%error, "making a checkpoint of the record store");
-            }
-        })
-        .await;
+        let made = blocking(&inner, |inner| inner.checkpoint()).await;
+        if let Some(Err(error)) = &made {
+            tracing::error!(%error, "making a checkpoint of the record store");
+        }
+        went_well = matches!(made, Some(Ok(())));
     }
 }
 

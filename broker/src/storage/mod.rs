@@ -23,6 +23,7 @@ pub mod batch;
 pub mod compaction;
 pub mod epochs;
 pub mod journal;
+mod since_checkpoint;
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -43,6 +44,7 @@ use crate::metadata::image::TopicIdPartition;
 
 pub use compaction::{CompactionJob, CompactionReport, CompactionSettings, Dirt};
 pub use epochs::{EpochCache, EpochEnd, EpochStart};
+pub use since_checkpoint::CHECKPOINT_BYTES;
 
 /// When an append counts as durable (`log.durability`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -335,6 +337,9 @@ pub trait LogStore: Send + Sync + std::fmt::Debug {
 
     /// What another checkpoint would be good for.
     fn checkpoint_need(&self) -> CheckpointNeed;
+
+    /// Resolves once [`CHECKPOINT_BYTES`] have been appended since the last checkpoint; for one who waits. Cancel-safe.
+    fn many_appended(&self) -> BoxFuture<'_, ()>;
 
     /// Stops: what was appended is made durable, everything later is refused. A caller that wants a fast start makes
     /// a checkpoint first.

@@ -8,7 +8,7 @@ mod platter;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use bytes::{Bytes, BytesMut};
@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::batch::{parse_header, stamp};
+use super::since_checkpoint::SinceCheckpoint;
 use super::{
     Admission, AppendBatch, CheckpointEntry, CheckpointNeed, CompactionJob, CompactionReport, Dirt,
     Durability, EpochCache, EpochEnd, LogEnds, LogListener, LogSettings, LogStore, OpenedLog, PartitionLog,
@@ -47,7 +48,7 @@ struct Shared {
     queued: Notify,
     closed: AtomicBool,
     failure: watch::Sender<Option<Arc<StoreFailure>>>,
-    bytes: AtomicU64,
+    appended: SinceCheckpoint,
 }
 
 #[derive(Debug, Default)]
@@ -104,7 +105,7 @@ impl SimStore {
             queued: Notify::new(),
             closed: AtomicBool::new(false),
             failure: watch::Sender::new(None),
-            bytes: AtomicU64::new(0),
+            appended: SinceCheckpoint::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -252,6 +253,7 @@ impl LogStore for SimStore {
     }
 
     fn checkpoint(&self, entries: Vec<CheckpointEntry>, known_at: u64) -> Result<(), StorageError> {
+        let appended = self.shared.appended.bytes();
         self.shared.settle()?;
         let mut logs = self.shared.platter.logs.lock();
         for entry in entries {
@@ -260,7 +262,7 @@ impl LogStore for SimStore {
                 stored.state = entry.state.or(stored.state.take());
             }
         }
-        self.shared.bytes.store(0, Ordering::Relaxed);
+        self.shared.appended.forget(appended);
         Ok(())
     }
 
@@ -275,7 +277,11 @@ impl LogStore for SimStore {
     }
 
     fn checkpoint_need(&self) -> CheckpointNeed {
-        CheckpointNeed { bytes: self.shared.bytes.load(Ordering::Relaxed), ..CheckpointNeed::default() }
+        CheckpointNeed { bytes: self.shared.appended.bytes(), ..CheckpointNeed::default() }
+    }
+
+    fn many_appended(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.shared.appended.are_many())
     }
 
     fn close(&self) {
@@ -349,7 +355,7 @@ impl PartitionLog for SimLog {
         let Some(log) = self.this.upgrade() else { return Err(StorageError::Gone) };
         let mut bytes = BytesMut::from(&batch.bytes[..]);
         stamp(&mut bytes, header.base_offset, header.partition_leader_epoch);
-        self.shared.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.shared.appended.add(bytes.len() as u64);
         let batch = Batch { header, bytes: bytes.freeze() };
         state.queued.push_back(batch.clone());
         self.shared.queue.lock().waiting.push_back(Queued { log, batch, _admission: admission });

@@ -34,6 +34,8 @@ mod kill;
 mod model;
 #[path = "read_test.rs"]
 mod reading;
+#[path = "replay_test.rs"]
+mod replaying;
 
 const VOLUME: Uuid = Uuid::from_u128(7);
 

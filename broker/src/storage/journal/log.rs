@@ -260,7 +260,7 @@ impl PartitionLog for JournalLog {
         state.queued.push(batch);
         state.epochs.begin(header.partition_leader_epoch, header.base_offset);
         state.log_end = header.next_offset();
-        self.shared.appended_bytes.fetch_add(size, Ordering::Relaxed);
+        self.shared.appended.add(size);
         Ok(())
     }
 

@@ -40,6 +40,7 @@ mod log;
 mod read_ahead;
 mod reads;
 mod recovery;
+mod replayed;
 mod rewrite;
 mod scattered;
 mod segments;
@@ -51,7 +52,7 @@ mod writer;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 
@@ -60,6 +61,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
+use super::since_checkpoint::SinceCheckpoint;
 use super::{
     Admission, CheckpointEntry, CheckpointNeed, EpochCache, LogListener, LogSettings, LogStore, OpenedLog,
     StorageError, StoreFailure, StoredLog,
@@ -75,6 +77,7 @@ use index::Index;
 use log::{Found, JournalLog};
 use read_ahead::ReadAhead;
 use reads::Reads;
+use replayed::Replayed;
 use segments::Segments;
 use space::FreeSpace;
 use tail::TailCache;
@@ -137,11 +140,13 @@ struct Shared {
     failure: watch::Sender<Option<Arc<StoreFailure>>>,
     /// Open logs. They hold this struct in turn; closing the store breaks the circle.
     open: Mutex<HashMap<TopicIdPartition, Arc<JournalLog>>>,
+    /// What the start has seen of logs that are not open yet.
+    replayed: Mutex<Replayed>,
     /// Full segments as they were at the last flush of the index.
     usage: Mutex<Vec<rewrite::Usage>>,
     /// Held while segments are rewritten: those of which a part is damaged, which are left alone until the next start.
     rewriting: Mutex<HashSet<u64>>,
-    appended_bytes: AtomicU64,
+    appended: SinceCheckpoint,
     next_log: AtomicU64,
 }
 
@@ -173,7 +178,8 @@ impl JournalStore {
         }
         let mut changes = index.load()?;
         let flushed = changes.position;
-        recovery::replay(&segments, &first_frames, volume, &index, &mut changes)?;
+        let mut replayed = Replayed::default();
+        recovery::replay(&segments, &first_frames, volume, &index, &mut changes, &mut replayed)?;
         segments.remove_unfinished()?;
         let position = changes.position;
         FailPoint::Replayed.pass();
@@ -200,9 +206,10 @@ impl JournalStore {
             first_failure: OnceLock::new(),
             failure: watch::Sender::new(None),
             open: Mutex::default(),
+            replayed: Mutex::new(replayed),
             usage: Mutex::default(),
             rewriting: Mutex::default(),
-            appended_bytes: AtomicU64::new(0),
+            appended: SinceCheckpoint::default(),
             next_log: AtomicU64::new(0),
         });
         let start = |source| io_error("starting the threads of", source);
@@ -255,6 +262,7 @@ impl LogStore for JournalStore {
         if let Some(log) = self.shared.open.lock().remove(&partition) {
             log.mark_gone();
         }
+        self.shared.replayed.lock().take(partition);
         self.shared.change(Entry::Delete(partition))
     }
 
@@ -270,10 +278,10 @@ impl LogStore for JournalStore {
     }
 
     fn checkpoint(&self, entries: Vec<CheckpointEntry>, known_at: u64) -> Result<(), StorageError> {
-        let appended = self.shared.appended_bytes.load(Ordering::Relaxed);
+        let appended = self.shared.appended.bytes();
         let entries = entries.into_iter().map(|entry| (entry, known_at)).collect();
         self.shared.ask(|reply| Command::Checkpoint { entries, reply })?;
-        self.shared.appended_bytes.fetch_sub(appended, Ordering::Relaxed);
+        self.shared.appended.forget(appended);
         match self.shared.rewriting.try_lock() {
             Some(mut damaged) => rewrite::rewrite_thin_segments(&self.shared, &mut damaged),
             None => Ok(()),
@@ -293,10 +301,14 @@ impl LogStore for JournalStore {
             rewrite::gives_space(usage, &damaged)
         });
         CheckpointNeed {
-            bytes: self.shared.appended_bytes.load(Ordering::Relaxed),
+            bytes: self.shared.appended.bytes(),
             gives_space,
             is_short_of_space: self.shared.space.is_short(),
         }
+    }
+
+    fn many_appended(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.shared.appended.are_many())
     }
 
     fn close(&self) {
@@ -365,7 +377,7 @@ impl Shared {
     fn change(&self, entry: Entry) -> Result<(), StorageError> {
         self.ask(|reply| Command::Change { entry, reply })?;
         // It may have taken the life out of segments.
-        self.appended_bytes.fetch_add(1, Ordering::Relaxed);
+        self.appended.add(1);
         Ok(())
     }
 

@@ -8,9 +8,10 @@
 use super::buffer::AlignedBuffer;
 use super::disk::BLOCK;
 use super::fail_point::FailPoint;
-use super::frame::FrameHeader;
+use super::frame::{Entry, FrameHeader};
 use super::index::{Changes, Index, Placed};
 use super::keys::Position;
+use super::replayed::Replayed;
 use super::segments::{FirstFrame, Segment, Segments};
 use crate::storage::StorageError;
 use uuid::Uuid;
@@ -21,20 +22,21 @@ const LOOK_BYTES: u64 = 2 * super::writer::MAX_UNSYNCED_BYTES;
 /// Bytes read at once.
 const READ_BYTES: usize = 4 << 20;
 
-/// Applies everything that the journal holds after `changes.position` to the index.
+/// Applies everything that the journal holds after `changes.position` to the index, and notes the headers of its batches.
 pub(super) fn replay(
     segments: &Segments,
     first_frames: &[FirstFrame],
     volume: Uuid,
     index: &Index,
     changes: &mut Changes,
+    replayed: &mut Replayed,
 ) -> Result<(), StorageError> {
     let started = std::time::Instant::now();
     let mut bytes = 0;
     let begun = changes.position;
     match segments.get(begun.segment) {
         Some(segment) => {
-            bytes += replay_segment(&segment, volume, index, changes)?;
+            bytes += replay_segment(&segment, volume, index, changes, replayed)?;
         }
         None if begun.segment == 0 => {}
         None => {
@@ -56,7 +58,7 @@ pub(super) fn replay(
         let next = first_frames.iter().filter(follows).map(|first| first.segment).max();
         let Some(segment) = next.and_then(|segment| segments.get(segment)) else { break };
         changes.position = Position { segment: segment.id, end: 0, sequence: here.sequence };
-        let read = replay_segment(&segment, volume, index, changes)?;
+        let read = replay_segment(&segment, volume, index, changes, replayed)?;
         if read == 0 {
             // A crash in the middle of its first frame.
             changes.position = here;
@@ -81,6 +83,7 @@ fn replay_segment(
     volume: Uuid,
     index: &Index,
     changes: &mut Changes,
+    replayed: &mut Replayed,
 ) -> Result<u64, StorageError> {
     // A process that was killed may not have got as far as syncing what it wrote, and the index may reach the disk at any
     // time once it knows of a frame.
@@ -99,12 +102,16 @@ fn replay_segment(
         if !continues {
             break;
         }
+        let start = reader.position;
         let Some(frame) = reader.bytes(header.length as usize)? else { break };
         let Some(entries) = header.entries(frame) else { break };
-        let start = reader.position;
         let base = u32::try_from(start).expect("segments have less than 4 GiB");
-        let placed: Vec<Placed> =
-            entries.into_iter().map(|(entry, at)| Placed { entry, position: base + at }).collect();
+        let place = |(entry, at): (Entry, u32)| {
+            let placed = Placed { entry, position: base + at };
+            replayed.note(segment.id, &placed, &frame[at as usize..][..entry.data_length() as usize]);
+            placed
+        };
+        let placed: Vec<Placed> = entries.into_iter().map(place).collect();
         reader.skip(super::buffer::padded(header.length as usize));
         bytes += u64::from(header.length);
         let position = Position { segment: segment.id, end: reader.position, sequence: header.sequence };

@@ -5,8 +5,6 @@
 //! end, each if its runs are still what they were: what was cut or deleted meanwhile stays so. When all of them have
 //! taken effect, another entry moves the first dirty offset. A crash in between costs the work, and nothing else.
 
-use std::sync::atomic::Ordering;
-
 use bytes::{Bytes, BytesMut};
 use millrace_protocol::records::{BatchError, RecordBatch};
 
@@ -313,7 +311,7 @@ impl Pass<'_, '_> {
         let sent = pieces.iter().map(|piece| (entry(piece), piece.bytes.clone())).collect();
         let _changing = log.changing.lock();
         shared.ask(|reply| Command::Replace { pieces: sent, reply })?;
-        shared.appended_bytes.fetch_add(written, Ordering::Relaxed);
+        shared.appended.add(written);
         self.report.written_bytes += written;
         let first = shared.index.first_run(log.partition)?.map(|placed| placed.run);
         let removed_bytes = log.removed_bytes()?;

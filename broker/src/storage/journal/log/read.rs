@@ -14,6 +14,7 @@ use super::super::frame::Run;
 use super::super::keys::PlacedRun;
 use super::super::read_ahead::{AHEAD_BYTES, Ahead};
 use super::super::reads::Place;
+use super::super::replayed::Headers;
 use super::super::scattered::{self, Extent, cost, extents};
 use super::JournalLog;
 use crate::storage::batch::{StoredBatchError, WholeBatches, check_layout, check_sums};
@@ -34,6 +35,14 @@ const VISIT_BYTES: usize = 4 << 20;
 
 /// Tries to find a run that moves to another place, or is replaced, while it is being looked up.
 const PLACE_TRIES: usize = 8;
+
+/// What is known of a run.
+enum Seen<'a> {
+    /// All its bytes.
+    Bytes(Bytes),
+    /// The headers of its batches, which were whole.
+    Headers(&'a [BatchHeader]),
+}
 
 impl JournalLog {
     pub(super) fn read_range(&self, range: ReadRange) -> Result<RecordBytes, StorageError> {
@@ -298,6 +307,20 @@ impl JournalLog {
         until: i64,
         mut visit: impl FnMut(PlacedRun, Bytes) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
+        self.visit_runs_but(&Headers::default(), from, until, |placed, seen| match seen {
+            Seen::Bytes(bytes) => visit(placed, bytes),
+            Seen::Headers(_none_are_known) => Ok(true),
+        })
+    }
+
+    /// As [`visit_runs`](Self::visit_runs), without reading those of which the headers are known.
+    fn visit_runs_but<'a>(
+        &self,
+        known: &'a Headers,
+        from: i64,
+        until: i64,
+        mut visit: impl FnMut(PlacedRun, Seen<'a>) -> Result<bool, StorageError>,
+    ) -> Result<(), StorageError> {
         let mut next = from;
         loop {
             let mut runs = Vec::new();
@@ -312,11 +335,23 @@ impl JournalLog {
                 return Ok(());
             }
             let mut rest = runs.as_slice();
-            // One that is gone since it was looked up ends the loop: what is there now is looked up again.
-            while let Some(pieces) = self.runs_bytes(first_bytes(rest, VISIT_BYTES))? {
+            loop {
+                while let Some((placed, others)) = rest.split_first()
+                    && let Some(headers) = known.of(placed)
+                {
+                    if !visit(*placed, Seen::Headers(headers))? {
+                        return Ok(());
+                    }
+                    (next, rest) = (placed.run.next_offset(), others);
+                }
+                let unknown = rest.iter().take_while(|placed| known.of(placed).is_none()).count();
+                // One that is gone since it was looked up ends the loop: what is there now is looked up again.
+                let Some(pieces) = self.runs_bytes(first_bytes(&rest[..unknown], VISIT_BYTES))? else {
+                    break;
+                };
                 for (mut bytes, count) in pieces {
                     for placed in &rest[..count] {
-                        if !visit(*placed, bytes.split_to(placed.run.length as usize))? {
+                        if !visit(*placed, Seen::Bytes(bytes.split_to(placed.run.length as usize)))? {
                             return Ok(());
                         }
                         next = placed.run.next_offset();
@@ -332,18 +367,25 @@ impl JournalLog {
         from: i64,
         visit: &mut dyn FnMut(&BatchHeader),
     ) -> Result<(), StorageError> {
+        let known = self.shared.replayed.lock().take(self.partition);
         let ends = self.state.lock().ends();
         if from >= ends.durable_end {
             return Ok(());
         }
         self.settle()?;
         let mut next = from;
-        self.visit_runs(from.max(ends.log_start), i64::MAX, |placed, bytes| {
-            check_sums(&bytes).map_err(|(position, error)| self.damaged(placed, position, &error))?;
-            for (_, header) in WholeBatches::new(&bytes) {
-                if header.last_offset() >= next {
-                    visit(&header);
-                    next = header.next_offset();
+        let mut show = |header: &BatchHeader| {
+            if header.last_offset() >= next {
+                visit(header);
+                next = header.next_offset();
+            }
+        };
+        self.visit_runs_but(&known, from.max(ends.log_start), i64::MAX, |placed, seen| {
+            match seen {
+                Seen::Headers(headers) => headers.iter().for_each(&mut show),
+                Seen::Bytes(bytes) => {
+                    check_sums(&bytes).map_err(|(position, error)| self.damaged(placed, position, &error))?;
+                    WholeBatches::new(&bytes).for_each(|(_, header)| show(&header));
                 }
             }
             Ok(true)
