@@ -2,10 +2,11 @@
 
 pub mod kafka;
 pub mod millrace;
+mod ports;
 mod quorum;
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::children::{Child, Children};
 use crate::load::Admin;
+use ports::free_port;
 
 pub use kafka::Kafka;
 pub use millrace::Millrace;
@@ -131,7 +133,8 @@ impl Brokers {
         let mut fleet = formatted.iter().map(|it| self.spawn(it)).collect::<Result<Vec<_>>>()?;
         if formatted.len() > 1 && formatted.iter().all(|it| it.side == Side::Millrace) {
             let ports: Vec<_> = formatted.iter().map(|it| it.ports.internal).collect();
-            quorum::form(&ports, CLUSTER_ID, deadline)?;
+            let ensure_running = || fleet.iter_mut().try_for_each(|broker| broker.child.ensure_running());
+            quorum::form(&ports, CLUSTER_ID, deadline, ensure_running)?;
         }
         for (broker, Formatted { side, .. }) in fleet.iter_mut().zip(formatted) {
             loop {
@@ -213,10 +216,4 @@ pub struct Broker {
 /// How many brokers the one at `address` knows, itself included.
 fn known(address: SocketAddr) -> Result<usize> {
     Ok(Admin::connect(address)?.layout(&[])?.brokers.len())
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
-    Ok(listener.local_addr()?.port())
 }

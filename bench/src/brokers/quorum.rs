@@ -17,15 +17,23 @@ const RETRY: Duration = Duration::from_millis(20);
 /// Has the brokers with these internal ports form a quorum in which all vote, once all answer.
 ///
 /// # Errors
-/// One does not answer before `deadline`, or the quorum cannot be formed.
-pub(super) fn form(ports: &[u16], cluster_id: &str, deadline: Instant) -> Result<()> {
+/// One does not answer before `deadline`, or `ensure_running` says that one has ended; or the quorum cannot be formed.
+pub(super) fn form(
+    ports: &[u16],
+    cluster_id: &str,
+    deadline: Instant,
+    mut ensure_running: impl FnMut() -> Result<()>,
+) -> Result<()> {
     let identity = |port: &u16| loop {
         match request(*port, "GET", "/v1/identity", "") {
             Ok(identity) => {
                 return Ok(json!({"raftNodeId": identity["raftNodeId"], "address": identity["address"]}));
             }
             Err(error) if Instant::now() >= deadline => return Err(error.context("Millrace does not start")),
-            Err(_) => std::thread::sleep(RETRY),
+            Err(_) => {
+                ensure_running().context("Millrace does not start")?;
+                std::thread::sleep(RETRY);
+            }
         }
     };
     let voters = ports.iter().map(identity).collect::<Result<Vec<_>>>()?;
@@ -62,6 +70,15 @@ fn parse(answer: &str) -> Result<Value> {
 #[expect(clippy::unwrap_used, reason = "tests may panic")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_broker_that_has_ended() {
+        let deadline = Instant::now() + Duration::from_secs(3_600);
+        let free = crate::brokers::ports::free_port().unwrap();
+        let error = form(&[free], "cluster", deadline, || anyhow::bail!("it ended with status 1"));
+        let error = format!("{:#}", error.unwrap_err());
+        assert!(error.contains("does not start") && error.contains("status 1"), "{error}");
+    }
 
     #[test]
     fn only_success_is_success() {
