@@ -1,6 +1,7 @@
 //! Which logs a broker opens, and which it deletes or keeps.
 
 use super::*;
+use crate::storage::CHECKPOINT_BYTES;
 
 #[tokio::test]
 async fn nothing_is_led_before_the_broker_has_caught_up() {
@@ -196,4 +197,22 @@ async fn a_damaged_log_takes_its_partition_offline_and_no_other() {
     let mut logs = broker.manager.logs();
     logs.sort_by_key(|log| log.partition);
     assert_eq!(logs.iter().map(|log| log.online).collect::<Vec<_>>(), [false, true]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_is_made_as_soon_as_many_bytes_are_appended() {
+    let volume = volume();
+    let broker = Broker::start(volume.path(), image(1, &[(1, &[OURS])])).await;
+    let records = batch(1, &vec![7; 1_000_000]);
+    for _ in 0..CHECKPOINT_BYTES / records.len() as u64 {
+        assert_eq!(broker.produce(id(1, 0), records.clone()).await.error, ErrorCode::None);
+    }
+    assert_eq!(broker.stored()[0].known_at, None);
+    assert_eq!(broker.produce(id(1, 0), records.clone()).await.error, ErrorCode::None);
+    let deadline = Instant::now() + TIMEOUT;
+    while broker.stored()[0].known_at.is_none() {
+        assert!(Instant::now() < deadline, "no checkpoint");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    broker.manager.shutdown().await;
 }

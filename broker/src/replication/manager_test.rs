@@ -12,7 +12,7 @@ use crate::replication::FetchPartition;
 use crate::replication::peers::NoPeers;
 use crate::storage::batch::samples::{batch, batch_at, producer_batch};
 use crate::storage::journal::{JournalStore, JournalStoreOptions};
-use crate::storage::{CHECKPOINT_BYTES, LogSettings, StoredLog};
+use crate::storage::{LogSettings, StoredLog};
 
 #[path = "hosting_test.rs"]
 mod hosting_test;
@@ -337,24 +337,6 @@ async fn a_repeated_batch_gets_its_first_offset_even_after_a_restart_i1_i5() {
     }
     let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
     assert_eq!(broker.produce(id(1, 0), sent(2)).await.base_offset, 2);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_checkpoint_is_made_as_soon_as_many_bytes_are_appended() {
-    let volume = volume();
-    let broker = Broker::start(volume.path(), image(1, &[(1, &[OURS])])).await;
-    let records = batch(1, &vec![7; 1_000_000]);
-    for _ in 0..CHECKPOINT_BYTES / records.len() as u64 {
-        assert_eq!(broker.produce(id(1, 0), records.clone()).await.error, ErrorCode::None);
-    }
-    assert_eq!(broker.stored()[0].known_at, None);
-    assert_eq!(broker.produce(id(1, 0), records.clone()).await.error, ErrorCode::None);
-    let deadline = Instant::now() + TIMEOUT;
-    while broker.stored()[0].known_at.is_none() {
-        assert!(Instant::now() < deadline, "no checkpoint");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    broker.manager.shutdown().await;
 }
 
 #[tokio::test]

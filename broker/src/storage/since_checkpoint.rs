@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
 
 /// Appended bytes after which a checkpoint is made, whatever the time: what a start after a crash has to read.
-pub const CHECKPOINT_BYTES: u64 = 256 << 20;
+pub const CHECKPOINT_BYTES: u64 = 384 << 20;
 
 /// See the module documentation.
 #[derive(Debug, Default)]

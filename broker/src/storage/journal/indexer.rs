@@ -20,8 +20,9 @@ use crate::storage::{CheckpointEntry, StorageError, StoreFailure};
 /// Groups of frames that may wait to be indexed; then the writer waits.
 const MAX_WAITING: usize = 64;
 
-/// Journal bytes that the index on disk may lag behind: what a start after a crash has to replay.
-const MAX_REPLAY_BYTES: u64 = 384 << 20;
+/// Journal bytes that the index on disk may lag behind: what a start after a crash has to replay. Checkpoints come before
+/// that ([`CHECKPOINT_BYTES`](crate::storage::CHECKPOINT_BYTES)), unless they are held up.
+const MAX_REPLAY_BYTES: u64 = 448 << 20;
 
 /// Time between two looks for memory that nobody needs.
 const RELEASE_INTERVAL: Duration = Duration::from_millis(2_500);
