@@ -16,6 +16,7 @@ use crate::storage::{AppendBatch, PartitionLog, StateSnapshot};
 
 const CHILDS_VOLUME: &str = "MILLRACE_TEST_KILLED_VOLUME";
 const CHILDS_DURABILITY: &str = "MILLRACE_TEST_KILLED_DURABILITY";
+const CHILDS_CHECKPOINTS: &str = "MILLRACE_TEST_KILLED_CHECKPOINTS";
 
 /// The first keeps everything, the others lose their beginnings all the time.
 const LOGS: usize = 3;
@@ -128,6 +129,7 @@ fn child_that_is_killed() {
     let open = || -> Arc<dyn LogStore> {
         Arc::new(JournalStore::open(Path::new(&volume), VOLUME, small()).unwrap())
     };
+    let checkpoints = std::env::var(CHILDS_CHECKPOINTS).unwrap() == "true";
     let mut store = open();
     let mut logs = open_logs(&store, mode);
     for round in 1..=MAX_ROUNDS {
@@ -150,7 +152,7 @@ fn child_that_is_killed() {
                 tell("started", number, log_start.max(0));
             }
         }
-        if round % 36 == 0 {
+        if checkpoints && round % 36 == 0 {
             checkpoint(&store, &logs, round);
         }
         if round % 100 == 0 {
@@ -180,12 +182,14 @@ struct Said {
 struct Parent {
     volume: TempDir,
     mode: Mode,
+    /// Whether the next child makes checkpoints.
+    checkpoints: bool,
     known: [Known; LOGS],
 }
 
 impl Parent {
     fn new(mode: Mode) -> Self {
-        Self { volume: tempfile::tempdir().unwrap(), mode, known: Default::default() }
+        Self { volume: tempfile::tempdir().unwrap(), mode, checkpoints: true, known: Default::default() }
     }
 
     fn spawn(&self, fail_point: Option<(FailPoint, u32)>) -> (Child, std::thread::JoinHandle<Said>) {
@@ -195,6 +199,7 @@ impl Parent {
             .args([&format!("{module}::child_that_is_killed"), "--exact", "--ignored", "--nocapture"])
             .env(CHILDS_VOLUME, self.volume.path())
             .env(CHILDS_DURABILITY, format!("{:?}", self.mode))
+            .env(CHILDS_CHECKPOINTS, self.checkpoints.to_string())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
         if let Some((point, visit)) = fail_point {
@@ -248,19 +253,13 @@ impl Parent {
 
     /// Lets a child die at a fail point, which it must reach.
     fn kill_at(&mut self, point: FailPoint, visit: u32) {
-        assert!(self.try_kill_at(point, visit), "{point:?}:{visit} {:?} was not reached", self.mode);
-    }
-
-    /// Lets a child die at a fail point; false if it has come to its end without reaching it.
-    fn try_kill_at(&mut self, point: FailPoint, visit: u32) -> bool {
         let (mut child, reader) = self.spawn(Some((point, visit)));
         let said = reader.join().unwrap();
         let status = child.wait().unwrap();
         let reached = said.reached == Some(format!("{point:?}"));
-        let expected = if reached { status.signal() == Some(9) } else { status.success() };
-        assert!(expected, "{point:?}:{visit} {:?}: {status}, {:?}", self.mode, said.reached);
+        assert!(reached, "{point:?}:{visit} {:?} was not reached: {status}", self.mode);
+        assert_eq!(status.signal(), Some(9), "{point:?}:{visit} {:?}: {status}", self.mode);
         self.note(said.words);
-        reached
     }
 
     /// Opens a copy of the volume, so that the next child finds what the last one left, and looks at everything in it.
@@ -349,16 +348,14 @@ fn kill_in_recovery_at(point: FailPoint, visits: &[u32]) {
     for mode in [Mode::Fsync, Mode::Written] {
         let mut parent = Parent::new(mode);
         for visit in visits {
-            // How many frames are left to be replayed depends on how many batches the commits took together.
-            let reached = (0..10).any(|_| {
-                // Behind the second flush: a replay that has moves in it.
-                parent.kill_at(FailPoint::Retiring, 3);
-                parent.kill_at(FailPoint::Written, 30);
-                let reached = parent.try_kill_at(point, *visit);
-                parent.check();
-                reached
-            });
-            assert!(reached, "{point:?}:{visit} {mode:?} was not reached");
+            // Behind the second flush: a replay that has moves in it.
+            parent.kill_at(FailPoint::Retiring, 3);
+            // Without a checkpoint every frame of this child is left to be replayed, however many batches each took.
+            parent.checkpoints = false;
+            parent.kill_at(FailPoint::Written, 30);
+            parent.checkpoints = true;
+            parent.kill_at(point, *visit);
+            parent.check();
             parent.kill_at(point, 1);
             parent.check();
         }
