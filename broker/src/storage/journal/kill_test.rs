@@ -348,8 +348,10 @@ fn kill_in_recovery_at(point: FailPoint, visits: &[u32]) {
     for mode in [Mode::Fsync, Mode::Written] {
         let mut parent = Parent::new(mode);
         for visit in visits {
-            // Behind the second flush: a replay that has moves in it.
-            parent.kill_at(FailPoint::Retiring, 3);
+            // The index is not flushed after that, so the moves are left to be replayed.
+            parent.kill_at(FailPoint::MoveIndexed, 2);
+            parent.kill_at(point, 1);
+            parent.check();
             // Without a checkpoint every frame of this child is left to be replayed, however many batches each took.
             parent.checkpoints = false;
             parent.kill_at(FailPoint::Written, 30);
