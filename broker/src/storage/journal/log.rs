@@ -489,10 +489,14 @@ impl State {
         Ok((range.offset < until).then_some(ReadRange { until, ..range }))
     }
 
+    /// Offset from which on records are in memory: what the disk has of them need not be read.
+    fn memory_from(&self) -> i64 {
+        self.tail.front().map_or(self.durable_end, |oldest| oldest.run.base_offset)
+    }
+
     /// Reads from memory; `None` if the offset is older than what is there.
     fn read_tail(&self, range: ReadRange) -> Option<RecordBytes> {
-        let reaches_back = self.tail.front().is_some_and(|oldest| oldest.run.base_offset <= range.offset);
-        if !reaches_back && range.offset < self.durable_end {
+        if range.offset < self.memory_from() {
             return None;
         }
         let first = self.tail.partition_point(|chunk| chunk.run.last_offset < range.offset);

@@ -130,6 +130,30 @@ fn a_read_of_small_runs_that_lie_far_apart_ends_before_it_has_cost_the_disk_too_
 }
 
 #[test]
+fn what_is_in_memory_is_not_read_from_the_disk() {
+    const BATCHES: i64 = 60;
+    let volume = Directory::new(JournalStoreOptions { tail_cache_bytes: 128 << 10, ..options() });
+    let store = volume.open();
+    let opened = try_open(&store, 0, kept_for_ever()).unwrap();
+    (0..BATCHES).for_each(|_| opened.append(&[batch(1, &[7; 10_000])], 0));
+    let is_on_disk =
+        |offset: &i64| opened.log.read_memory(ReadRange { offset: *offset, ..all() }).unwrap().is_none();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let on_disk = (0..BATCHES).take_while(is_on_disk).count();
+        let read = batches(opened.bytes(all())).count();
+        // Memory may be let go of between two looks.
+        let unchanged = (0..BATCHES).take_while(is_on_disk).count() == on_disk;
+        if unchanged && (1..BATCHES as usize).contains(&on_disk) {
+            break assert_eq!(read, on_disk);
+        }
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    store.close();
+}
+
+#[test]
 fn who_cannot_wait_for_the_disk_gets_what_was_read_ahead() {
     let runtime = Runtime::new().unwrap();
     let volume = Directory::new(cold(options()));

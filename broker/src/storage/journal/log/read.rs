@@ -48,15 +48,16 @@ impl JournalLog {
     pub(super) fn read_range(&self, range: ReadRange) -> Result<RecordBytes, StorageError> {
         for _ in 0..PLACE_TRIES {
             // In memory first: what leaves it while the index is searched is in the index.
-            let (bounded, newer) = {
+            let (bounded, newer, memory_from) = {
                 let state = self.state.lock();
                 let Some(bounded) = state.bounded(range)? else { return Ok(RecordBytes::new()) };
                 if let Some(bytes) = state.read_tail(bounded) {
                     return Ok(bytes);
                 }
-                (bounded, state.read_tail_from(0, bounded))
+                (bounded, state.read_tail_from(0, bounded), state.memory_from())
             };
-            let Some((older, found)) = self.read_cold(bounded)? else { continue };
+            let on_disk = ReadRange { until: bounded.until.min(memory_from), ..bounded };
+            let Some((older, found)) = self.read_cold(on_disk)? else { continue };
             // Nothing in it is no proof of a gap: the first batch may be larger than what was asked for.
             if found {
                 return Ok(older);
@@ -124,15 +125,14 @@ impl JournalLog {
 
     /// Reads what comes next for a reader that goes on at `offset`, on another thread.
     fn read_on(&self, offset: i64, max_bytes: usize) {
-        let (cuts, until, in_memory) = {
+        let (cuts, until) = {
             let state = self.state.lock();
-            let in_memory = state.tail.front().is_some_and(|chunk| chunk.run.base_offset <= offset);
-            (state.cuts, state.durable_end, in_memory)
+            (state.cuts, state.durable_end.min(state.memory_from()))
         };
         let (Ok(runtime), Some(log)) = (tokio::runtime::Handle::try_current(), self.this.upgrade()) else {
             return;
         };
-        if in_memory || offset >= until {
+        if offset >= until {
             return self.shared.read_ahead.expect(self.id, offset, None);
         }
         let filler = self.shared.read_ahead.begin(self.id, offset, cuts);
