@@ -56,8 +56,11 @@ impl AlignedBuffer {
     }
 }
 
-/// Keeps memory that nobody reads any more: new memory costs a page fault for every 4 KiB. What came back last is used
-/// first, so that memory nobody needs grows old.
+/// Most times that memory is as large as what is put into it: others may hold it for long, and all of it counts as theirs.
+const MAX_SPARE: usize = 2;
+
+/// Keeps memory that nobody reads any more: new memory costs a page fault for every 4 KiB. The smallest that fits is used,
+/// and of several what came back last, so that memory nobody needs grows old.
 #[derive(Debug)]
 pub(super) struct BufferPool {
     free: Mutex<Vec<Free>>,
@@ -79,12 +82,17 @@ impl BufferPool {
 
     /// A buffer of at least `length` bytes, with anything in it.
     pub(super) fn take(&self, length: usize) -> AlignedBuffer {
-        let reused = {
-            let mut free = self.free.lock();
-            let fitting = free.iter().rposition(|free| free.memory.len() >= padded(length) + BLOCK);
-            fitting.map(|at| free.remove(at).memory)
-        };
+        let reused = self.reuse(padded(length) + BLOCK);
         AlignedBuffer::within(reused.unwrap_or_default(), length)
+    }
+
+    /// Memory of at least `needed` bytes and not much more, if there is any.
+    fn reuse(&self, needed: usize) -> Option<BytesMut> {
+        let mut free = self.free.lock();
+        let newest_first = free.iter().enumerate().rev();
+        let fitting = newest_first.filter(|(_, it)| (needed..=MAX_SPARE * needed).contains(&it.memory.len()));
+        let (at, _) = fitting.min_by_key(|(_, it)| it.memory.len())?;
+        Some(free.remove(at).memory)
     }
 
     /// Fills `length` bytes with `fill` and shares them; the memory comes back when the last reader lets go of it.
@@ -97,13 +105,8 @@ impl BufferPool {
         fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
     ) -> Result<Bytes, E> {
         let needed = padded(length) + BLOCK;
-        let reused = {
-            let mut free = self.free.lock();
-            // Not much larger: what is lent may be held for long.
-            let fitting = free.iter().rposition(|free| (needed..=4 * needed).contains(&free.memory.len()));
-            fitting.map(|at| free.remove(at).memory)
-        };
-        let memory = reused.unwrap_or_else(|| BytesMut::zeroed(needed.next_multiple_of(LENT_UNIT)));
+        let memory =
+            self.reuse(needed).unwrap_or_else(|| BytesMut::zeroed(needed.next_multiple_of(LENT_UNIT)));
         let mut buffer = AlignedBuffer::within(memory, length);
         fill(buffer.as_mut_slice())?;
         let AlignedBuffer { memory, start, length } = buffer;
@@ -202,10 +205,23 @@ mod tests {
         assert!(pool.lend(40_000, fill_large).is_ok());
         assert_eq!(pool.free.lock().len(), 2, "the first was too small");
         assert!(
-            pool.lend(5_000, |bytes| if bytes[0] == 9 { Err(()) } else { Ok(()) }).is_err(),
-            "the newest"
+            pool.lend(5_000, |bytes| if bytes[0] == 7 { Err(()) } else { Ok(()) }).is_err(),
+            "the smaller"
         );
         assert_eq!(pool.free.lock().len(), 1, "lost with the error");
+    }
+
+    #[test]
+    fn the_smallest_memory_that_fits_is_used_and_none_that_is_much_larger() {
+        let pool = BufferPool::new(4, 8 << 20);
+        let sizes = [1_000_000, 200_000, 300_000];
+        let taken = sizes.map(|length| pool.take(length).freeze().0);
+        let lengths = taken.each_ref().map(Bytes::len);
+        taken.into_iter().for_each(|memory| pool.give_back(memory));
+        let take = |length: usize| pool.take(length).memory.len();
+        assert_eq!(take(5_000), padded(5_000) + BLOCK, "memory of its own");
+        assert_eq!((take(180_000), take(180_000)), (lengths[1], lengths[2]));
+        assert_eq!(take(600_000), lengths[0]);
     }
 
     #[test]
