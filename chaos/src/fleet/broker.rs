@@ -154,7 +154,8 @@ impl Broker {
         }
     }
 
-    /// Stops the process (SIGSTOP) and waits until none of its threads is in the middle of a system call any more.
+    /// Stops the process (SIGSTOP) and waits until none of its threads is in the middle of a system call any more; that
+    /// holds for one that has ended, too.
     ///
     /// # Errors
     /// The signal cannot be sent, or a thread does not stop.
@@ -167,7 +168,8 @@ impl Broker {
             let stopped = |entry: std::io::Result<fs::DirEntry>| {
                 let status = fs::read_to_string(entry.ok()?.path().join("stat")).ok()?;
                 // The state comes after the name, which is in parentheses.
-                status.rsplit(')').next().map(|rest| rest.starts_with(" T"))
+                let state = status.rsplit(')').next()?.trim_start().chars().next()?;
+                Some("TZX".contains(state))
             };
             threads.map(stopped).all(|stopped| stopped == Some(true)).then_some(())
         })

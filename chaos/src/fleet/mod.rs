@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use broker::Broker;
@@ -132,6 +132,26 @@ impl Fleet {
         None
     }
 
+    /// Waits until the metadata quorum can lose a voter: all brokers say that its voters are brokers as they are now, and
+    /// that none is being replaced.
+    ///
+    /// # Errors
+    /// They do not in time; gives the last answers.
+    pub async fn wait_until_quorum_is_whole(&self, within: Duration) -> Result<()> {
+        let mut last = String::new();
+        until("a whole metadata quorum", within, async || {
+            let (mut nodes, mut views) = (Vec::new(), Vec::new());
+            for number in 0..self.brokers.len() {
+                nodes.push(management::get(number, "/v1/identity").await.ok()?["raftNodeId"].take());
+                views.push(management::get(number, "/v1/cluster").await.ok()?["quorum"].take());
+            }
+            last = format!("nodes {nodes:?}, views {views:?}");
+            views.iter().all(|view| can_lose_a_voter(view, &nodes)).then_some(())
+        })
+        .await
+        .context(last)
+    }
+
     /// Waits until every broker says that it is ready, and that all others are in service.
     ///
     /// # Errors
@@ -164,6 +184,13 @@ pub fn client_address(number: usize) -> SocketAddr {
     SocketAddr::from((network::address(number), broker::CLIENT_PORT))
 }
 
+/// Whether the metadata quorum, as a broker sees it, still has a majority without any one of its voters, and without those
+/// whose volume was lost: all voters are among `nodes`, the Raft node ids of the volumes that there are.
+fn can_lose_a_voter(quorum: &Value, nodes: &[Value]) -> bool {
+    let voters = quorum["voters"].as_array().map_or(&[][..], Vec::as_slice);
+    quorum["changing"] == false && voters.len() >= 3 && voters.iter().all(|voter| nodes.contains(voter))
+}
+
 /// Calls `attempt` until it gives a value.
 ///
 /// # Errors
@@ -186,4 +213,20 @@ pub async fn until<T>(
 /// Folder of broker `number` below that of the fleet.
 pub fn broker_folder(folder: &Path, number: usize) -> PathBuf {
     folder.join(format!("broker-{number}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quorum_can_lose_a_voter_when_three_have_their_volumes_and_none_is_being_replaced() {
+        let nodes = [json!("1"), json!("2"), json!("3"), json!("4")];
+        let quorum = |voters: &[&str], changing: bool| json!({"voters": voters, "changing": changing});
+        assert!(can_lose_a_voter(&quorum(&["1", "2", "4"], false), &nodes));
+        assert!(!can_lose_a_voter(&quorum(&["1", "2", "4"], true), &nodes));
+        assert!(!can_lose_a_voter(&quorum(&["1", "2", "9"], false), &nodes), "the volume of 9 was lost");
+        assert!(!can_lose_a_voter(&quorum(&["1", "2"], false), &nodes), "both are the majority");
+        assert!(!can_lose_a_voter(&Value::Null, &nodes));
+    }
 }

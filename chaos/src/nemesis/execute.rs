@@ -185,7 +185,7 @@ impl<'a> Nemesis<'a> {
                 self.fleet.broker(first).disk().lose_power().await?;
             }
             Fault::Wipe { .. } => {
-                if let Err(why) = checks::wait_until_replicated(&self.shared, REPLICATED_WITHIN).await {
+                if let Err(why) = self.wait_until_all_is_copied().await {
                     self.say(&format!("left out, as not everything is replicated: {why:#}"));
                     return Ok(false);
                 }
@@ -197,6 +197,12 @@ impl<'a> Nemesis<'a> {
             }
         }
         Ok(true)
+    }
+
+    /// Waits until no record and no metadata is lost with any one volume.
+    async fn wait_until_all_is_copied(&self) -> Result<()> {
+        checks::wait_until_replicated(&self.shared, REPLICATED_WITHIN).await?;
+        self.fleet.wait_until_quorum_is_whole(REPLICATED_WITHIN).await
     }
 
     async fn end(&mut self, fault: &Fault, victims: &[usize]) -> Result<()> {
