@@ -40,8 +40,9 @@ pub(super) struct Usage {
 }
 
 /// Which segments are to be rewritten: the emptiest first, as long as the journal takes more than twice the bytes that
-/// live in it, and some segments for its own work.
-fn choose(mut usage: Vec<Usage>) -> Vec<u64> {
+/// live in it, and some segments for its own work. Those that are `damaged` stay as they are, and do not count.
+fn choose(mut usage: Vec<Usage>, damaged: &HashSet<u64>) -> Vec<u64> {
+    usage.retain(|one| !damaged.contains(&one.segment));
     usage.sort_by_key(|one| one.live);
     let spare = 2 * usage.iter().map(|one| one.length).max().unwrap_or(0);
     let live: u64 = usage.iter().map(|one| one.live).sum();
@@ -63,16 +64,15 @@ fn choose(mut usage: Vec<Usage>) -> Vec<u64> {
 
 /// Whether a rewrite would do something, or one that was done has left segments to the next flush of the index.
 pub(super) fn gives_space(usage: Vec<Usage>, damaged: &HashSet<u64>) -> bool {
-    !choose(usage.into_iter().filter(|one| !damaged.contains(&one.segment)).collect()).is_empty()
+    !choose(usage, damaged).is_empty()
 }
 
 /// Rewrites thin segments within a budget. Their files can be used again after the next flush of the index.
 ///
 /// Segments that turn out to be `damaged` are added there, and left out from then on.
 pub(super) fn rewrite_thin_segments(shared: &Shared, damaged: &mut HashSet<u64>) -> Result<(), StorageError> {
-    let mut usage = shared.usage.lock().clone();
-    usage.retain(|one| !damaged.contains(&one.segment));
-    for id in choose(usage) {
+    let usage = shared.usage.lock().clone();
+    for id in choose(usage, damaged) {
         let Some(segment) = shared.segments.get(id) else { continue };
         let path = segment.path().display();
         match rewrite(shared, &segment) {
@@ -146,13 +146,16 @@ mod tests {
     #[test]
     fn the_emptiest_are_rewritten_until_the_journal_is_less_than_twice_what_lives() {
         // 1,000 bytes for 300 that live: 800 are allowed.
-        assert_eq!(choose(usage(&[100, 50, 10, 30, 5, 5, 50, 20, 20, 10])), [5, 6, 3]);
+        let usage = usage(&[100, 50, 10, 30, 5, 5, 50, 20, 20, 10]);
+        assert_eq!(choose(usage.clone(), &HashSet::new()), [5, 6, 3]);
+        // 900 bytes for 295 that live: 790 are allowed.
+        assert_eq!(choose(usage, &HashSet::from([5])), [6, 3]);
     }
 
     #[test]
     fn a_journal_that_is_well_used_or_small_is_left_alone() {
-        assert_eq!(choose(usage(&[60; 10])), Vec::<u64>::new());
-        assert_eq!(choose(usage(&[10, 10])), Vec::<u64>::new());
-        assert_eq!(choose(Vec::new()), Vec::<u64>::new());
+        for left_alone in [usage(&[60; 10]), usage(&[10, 10]), Vec::new()] {
+            assert_eq!(choose(left_alone, &HashSet::new()), Vec::<u64>::new());
+        }
     }
 }
