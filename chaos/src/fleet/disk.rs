@@ -94,15 +94,16 @@ impl Disk {
         Ok(())
     }
 
-    /// Gives the room back.
+    /// Gives the room back for good: a loss of power does not take it again.
     ///
     /// # Errors
     /// The file cannot be removed.
     pub fn free(&self) -> Result<()> {
         match fs::remove_file(self.filler()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
         }
+        fs::File::open(&self.mount_point)?.sync_all().context("making room on a volume")
     }
 
     fn filler(&self) -> PathBuf {
