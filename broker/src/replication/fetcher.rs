@@ -343,7 +343,9 @@ impl Fetcher {
             durable(earlier.values()).await?;
         }
         for (id, (partition, end)) in earlier {
-            if is_settled(&partition, end)? {
+            if self.to_forget.contains(&id) {
+                // It is named again when the trouble may be over.
+            } else if is_settled(&partition, end)? {
                 self.to_name.insert(id);
             } else {
                 self.unsettled.insert(id, (partition, end));
@@ -378,6 +380,9 @@ impl Fetcher {
             topic_id = %id.topic_id, partition = id.partition, leader = self.leader, %error,
             "cannot follow the leader; trying again"
         );
+        self.to_name.remove(&id);
+        // The leader would send what it was asked for before.
+        self.to_forget.insert(id);
         self.later.push((Instant::now() + TROUBLE_BACK_OFF, id));
     }
 

@@ -1,7 +1,7 @@
 //! Three brokers' replicas in one process: what is acknowledged, who is in sync, and what becomes of parted logs.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millrace_protocol::ErrorCode;
 use millrace_protocol::records::BatchHeader;
@@ -45,6 +45,24 @@ async fn acks_all_waits_for_a_replica_in_sync_until_it_is_not_any_more_l6_l7() {
     fleet.until_isr(vec![1, 2]).await;
     assert_eq!(fleet.ends(3).durable_end, 1);
     fleet.reconnect(3);
+    fleet.until_isr(vec![1, 2, 3]).await;
+    fleet.until_equal(&[1, 2, 3]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_whose_volume_is_full_is_sent_records_once_a_second_until_there_is_space() {
+    let fleet = Fleet::start(settings()).await;
+    fleet.disk(3).set_full(true);
+    fleet.produce(1, batch(1, b"in sync without the third")).await;
+    fleet.until_isr(vec![1, 2]).await;
+    let (began, before) = (Instant::now(), fleet.sent(3));
+    for _ in 0..50 {
+        fleet.produce(1, batch(1, b"value")).await;
+    }
+    let (sent, seconds) = (fleet.sent(3) - before, began.elapsed().as_secs());
+    assert!(sent as u64 <= 1 + seconds, "{sent} answers with records in {seconds} s");
+    assert_eq!(fleet.ends(3).log_end, 0);
+    fleet.disk(3).set_full(false);
     fleet.until_isr(vec![1, 2, 3]).await;
     fleet.until_equal(&[1, 2, 3]).await;
 }

@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) managers: Mutex<HashMap<BrokerId, ReplicaManager>>,
     /// Brokers that reach nobody and that nobody reaches; their images stay what they are.
     cut_off: Mutex<BTreeSet<BrokerId>>,
+    /// How many answers had records for a follower.
+    sent: Mutex<HashMap<BrokerId, usize>>,
 }
 
 impl Shared {
@@ -147,6 +149,9 @@ impl Peers for View {
             let manager = shared.managers.lock().get(&leader).cloned();
             let Some(manager) = manager.filter(|_| !gone()) else { return Err("no way".to_owned()) };
             let answer = manager.serve_follower(call).await;
+            if answer.partitions.iter().any(|it| !it.records.is_empty()) {
+                *shared.sent.lock().entry(own).or_default() += 1;
+            }
             if gone() { Err("no way back".to_owned()) } else { Ok(answer) }
         }
         .boxed()
@@ -299,6 +304,7 @@ impl Fleet {
             images,
             managers: Mutex::default(),
             cut_off: Mutex::default(),
+            sent: Mutex::default(),
         });
         let volumes = (1..=brokers).map(|broker_id| (broker_id, tempfile::tempdir().unwrap())).collect();
         let fleet = Self { shared, volumes, disks: Mutex::default(), settings, fetch_wait };
@@ -314,7 +320,8 @@ impl Fleet {
         self.disks.lock().insert(broker_id, disk.clone());
         let options = JournalStoreOptions {
             disk: Arc::new(disk),
-            reserve_bytes: Some(0),
+            // One that says that it is full has less.
+            reserve_bytes: Some(1),
             segment_bytes: Some(4 << 20),
             ..JournalStoreOptions::default()
         };
@@ -347,6 +354,11 @@ impl Fleet {
     /// The disk of the broker that was started last.
     pub(crate) fn disk(&self, broker_id: BrokerId) -> HeldDisk {
         self.disks.lock()[&broker_id].clone()
+    }
+
+    /// How many answers with records a broker was sent.
+    pub(crate) fn sent(&self, broker_id: BrokerId) -> usize {
+        self.shared.sent.lock().get(&broker_id).copied().unwrap_or_default()
     }
 
     pub(crate) fn manager(&self, broker_id: BrokerId) -> ReplicaManager {

@@ -1,8 +1,10 @@
-//! A disk that can be held: writes and syncs wait, so that what is queued does not become durable.
+//! A disk that can be held: writes and syncs wait, so that what is queued does not become durable. It can also say that it
+//! is full.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -14,6 +16,7 @@ use crate::storage::conformance::Held;
 pub(crate) struct HeldDisk {
     disk: Arc<OsDisk>,
     gate: Arc<Gate>,
+    full: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +57,11 @@ impl HeldDisk {
     pub(crate) fn hold_syncs(&self) -> Hold {
         self.gate.set(State::SyncsHeld);
         Hold { gate: Arc::clone(&self.gate) }
+    }
+
+    /// Whether it says from now on that it is full.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::Relaxed);
     }
 
     fn wrap(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
@@ -106,7 +114,8 @@ impl Disk for HeldDisk {
     }
 
     fn space(&self, path: &Path) -> io::Result<Space> {
-        self.disk.space(path)
+        let space = self.disk.space(path)?;
+        Ok(if self.full.load(Ordering::Relaxed) { Space { free: 0, ..space } } else { space })
     }
 }
 
