@@ -13,7 +13,7 @@
 //! | [`metadata`] | the image, the controller's decisions, the Raft group |
 //! | [`fleet`] | the internal listener and calls between brokers |
 //! | [`storage`] | logs on disk |
-//! | [`volume`] | which cluster and broker a data volume belongs to |
+//! | [`volume`] | which cluster and broker a data volume belongs to, and space that it keeps for when it is full |
 //! | [`security`], [`config`], [`health`], [`metrics`], [`telemetry`] | what all of them need |
 
 pub mod api;

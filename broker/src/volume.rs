@@ -7,16 +7,21 @@
 //! Invariants: a volume is locked while a [`Volume`] lives; `meta.properties` is replaced as a whole and is on disk
 //! before the identity in it is used. What else lies in the directory is the business of the modules that store it.
 
+mod kept_space;
 mod last_run;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use millrace_management::kafka_uuid;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+#[cfg(test)]
+pub(crate) use self::kept_space::kept_bytes;
+pub use self::kept_space::{KeptSpace, watch as watch_kept_space};
 use self::last_run::LastRun;
 use crate::metadata::image::BrokerId;
 #[cfg(test)]
@@ -124,6 +129,7 @@ pub struct Volume {
     volume_uuid: Uuid,
     broker_id: Mutex<Option<BrokerId>>,
     run: Mutex<LastRun>,
+    kept_space: Arc<KeptSpace>,
     /// Held for its lock, which the operating system gives up when the file is closed, however the process ends.
     _lock: File,
 }
@@ -135,6 +141,10 @@ impl Volume {
         // Looked at before the lock file is made: nothing is written to a directory that is not ours.
         let formatted = is_formatted(directory)?;
         let lock = lock(directory)?;
+        let kept_space = KeptSpace::new(directory);
+        if let Err(error) = kept_space.give_up_if_short() {
+            tracing::warn!(path = %directory.display(), %error, "cannot give up the space that is kept");
+        }
         let identity = if formatted {
             read_identity(directory)?
         } else {
@@ -168,6 +178,7 @@ impl Volume {
             volume_uuid: identity.volume_uuid,
             broker_id: Mutex::new(identity.broker_id),
             run: Mutex::new(run),
+            kept_space: Arc::new(kept_space),
             _lock: lock,
         })
     }
@@ -183,6 +194,11 @@ impl Volume {
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Space of the volume that is for the broker alone. It is not kept before somebody looks at it.
+    pub fn kept_space(&self) -> Arc<KeptSpace> {
+        Arc::clone(&self.kept_space)
     }
 
     /// Cluster that the volume belongs to.

@@ -269,7 +269,7 @@ async fn settle(fleet: &mut Fleet, workload: &mut Workload, schedule: &Schedule)
         if let Some(status) = ended {
             let what = format!("broker {} ended by itself: {status}", broker.number());
             if schedule.breaks_disks() {
-                eprintln!("  {what}; a disk was full, slow, hung or broken, so it is started again");
+                eprintln!("  {what}; a disk was slow, hung or broken, so it is started again");
             } else {
                 ledger.find(what);
             }

@@ -167,7 +167,8 @@ fn default_replicas() -> i32 {
 )]
 pub struct Storage {
     /// Size of the volume, as a Kubernetes quantity such as `10Gi`. May grow, without a restart, where the storage
-    /// class allows expansion; never shrinks.
+    /// class allows expansion; never shrinks. 3 % of it (128 MiB to 768 MiB) are not for records: when the rest is used,
+    /// producers get an error that they retry, while reading and deleting go on.
     #[schemars(length(min = 1, max = 32))]
     #[x_kube(
         validation = Rule::new("isQuantity(self) && quantity(self).isGreaterThan(quantity('0'))")

@@ -38,9 +38,9 @@ use crate::metrics::durations::Durations;
 use crate::replication::peers::FleetPeers;
 use crate::replication::{CleanerOptions, LogCleaner, ReplicaManager, ReplicaManagerOptions};
 use crate::security::tls::{self, Tls};
-use crate::storage::journal::{JournalStore, JournalStoreOptions};
+use crate::storage::journal::{JournalStore, JournalStoreOptions, OsDisk};
 use crate::telemetry;
-use crate::volume::Volume;
+use crate::volume::{self, KeptSpace, Volume};
 
 /// Time for leadership to move away when the broker is asked to stop.
 const CONTROLLED_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -266,6 +266,8 @@ impl Broker {
         let volume_uuid = volume.volume_uuid();
         let volume_path = volume.path().to_path_buf();
         let volume = Arc::new(volume);
+        let kept_space = volume.kept_space();
+        inside_tasks.spawn(volume::watch_kept_space(Arc::clone(&kept_space), inside.clone()));
         let metadata = MetadataService::start(options, Arc::clone(&volume), client)
             .await
             .map_err(|error| Failure::configuration(chain(&error)))?;
@@ -281,7 +283,7 @@ impl Broker {
         }
 
         let peers = FleetPeers::new(replica_client, metadata.handle(), metadata.broker_state());
-        let store = (open_store(&config, volume_path, volume_uuid).await?, volume_uuid);
+        let store = (open_store(&config, volume_path, volume_uuid, kept_space).await?, volume_uuid);
         let produce_times = metrics.produce_times();
         let replicas =
             start_replicas(&config, &metadata, store, peers, produce_times, &inside_tasks, &inside);
@@ -441,10 +443,12 @@ async fn open_store(
     config: &BrokerConfig,
     volume_path: PathBuf,
     volume_uuid: Uuid,
+    kept_space: Arc<KeptSpace>,
 ) -> Result<JournalStore, Failure> {
     let options = JournalStoreOptions {
         segment_bytes: config.journal_segment_bytes,
         tail_cache_bytes: config.journal_tail_cache_bytes,
+        disk: Arc::new(OsDisk::with_kept_space(kept_space)),
         ..JournalStoreOptions::default()
     };
     let open = move || JournalStore::open(&volume_path, volume_uuid, options);

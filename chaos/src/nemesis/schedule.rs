@@ -173,13 +173,7 @@ impl Schedule {
     /// Whether something happens to a volume after which a broker may end by itself.
     pub fn breaks_disks(&self) -> bool {
         self.steps.iter().any(|step| {
-            matches!(
-                step.fault,
-                Fault::DiskFull { .. }
-                    | Fault::DiskSlow { .. }
-                    | Fault::DiskStall { .. }
-                    | Fault::DiskError { .. }
-            )
+            matches!(step.fault, Fault::DiskSlow { .. } | Fault::DiskStall { .. } | Fault::DiskError { .. })
         })
     }
 

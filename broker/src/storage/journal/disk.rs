@@ -14,6 +14,8 @@ use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
+use crate::volume::KeptSpace;
+
 /// Unit of reads and writes, bytes.
 pub const BLOCK: usize = 4096;
 
@@ -33,6 +35,9 @@ pub trait Disk: Send + Sync + Debug {
 
     /// Free and total bytes of the volume that holds `path`, as far as this process may use them.
     fn space(&self, path: &Path) -> io::Result<Space>;
+
+    /// Something beside these files is about to be written that cannot do without space: makes some, where it is short.
+    fn make_room(&self) {}
 }
 
 /// An open file; its length does not change.
@@ -69,6 +74,8 @@ pub struct Space {
 #[derive(Debug, Default)]
 pub struct OsDisk {
     buffered: AtomicBool,
+    /// Given up when there is no other space.
+    kept_space: Option<Arc<KeptSpace>>,
 }
 
 #[derive(Debug)]
@@ -81,6 +88,22 @@ struct OsFile {
 }
 
 impl OsDisk {
+    /// The disk of a volume that keeps space for when it is full.
+    pub fn with_kept_space(kept_space: Arc<KeptSpace>) -> Self {
+        Self { kept_space: Some(kept_space), ..Self::default() }
+    }
+
+    /// Makes a file whose space is there for good; none is left if that fails.
+    fn allocate(&self, path: &Path, length: u64) -> io::Result<File> {
+        let file = self.open_with(OpenOptions::new().read(true).write(true).create_new(true), path)?;
+        if let Err(error) = fallocate(&file, FallocateFlags::empty(), 0, length) {
+            // A file of the wrong length must not stay. If it cannot go either, the next start takes it away.
+            let _ = fs::remove_file(path);
+            return Err(error.into());
+        }
+        Ok(file)
+    }
+
     fn open_with(&self, options: &mut OpenOptions, path: &Path) -> io::Result<File> {
         if !self.buffered.load(Ordering::Relaxed) {
             let flags = i32::try_from(OFlags::DIRECT.bits()).expect("flags of open(2) are an int");
@@ -118,12 +141,13 @@ impl Disk for OsDisk {
     }
 
     fn create(&self, path: &Path, length: u64) -> io::Result<Arc<dyn DiskFile>> {
-        let file = self.open_with(OpenOptions::new().read(true).write(true).create_new(true), path)?;
-        if let Err(error) = fallocate(&file, FallocateFlags::empty(), 0, length) {
-            // A file of the wrong length must not stay. If it cannot go either, the next start takes it away.
-            let _ = fs::remove_file(path);
-            return Err(error.into());
-        }
+        let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
+        let file = match self.allocate(path, length) {
+            Err(error) if is_full(&error) && self.kept_space.as_ref().is_some_and(|kept| kept.give_up()) => {
+                self.allocate(path, length)?
+            }
+            allocated => allocated?,
+        };
         file.sync_all()?;
         if let Some(directory) = path.parent() {
             File::open(directory)?.sync_all()?;
@@ -141,6 +165,14 @@ impl Disk for OsDisk {
             free: stat.f_bavail.saturating_mul(stat.f_frsize),
             total: stat.f_blocks.saturating_mul(stat.f_frsize),
         })
+    }
+
+    fn make_room(&self) {
+        let Some(kept_space) = &self.kept_space else { return };
+        if let Err(error) = kept_space.give_up_if_short() {
+            // If there is too little, what is written next says so.
+            tracing::warn!(%error, "cannot look for space on the volume");
+        }
     }
 }
 

@@ -116,6 +116,7 @@ impl Indexer {
                 }
                 Work::End => {
                     FailPoint::Ending.pass();
+                    self.shared.space.make_room();
                     self.shared.index.end_at(self.changes.position)?;
                     FailPoint::Ended.pass();
                 }
@@ -172,6 +173,7 @@ impl Indexer {
     fn flush(&mut self) -> Result<(), StorageError> {
         let position = self.changes.position;
         FailPoint::BeforeFlush.pass();
+        self.shared.space.make_room();
         self.shared.index.flush()?;
         FailPoint::Flushed.pass();
         (self.flushed, self.since_flush) = (position, 0);

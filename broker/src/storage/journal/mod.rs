@@ -86,6 +86,11 @@ use writer::{Command, Queue, Reply};
 /// Bounds of a segment's size in bytes: a 256th of the volume between them.
 const SEGMENT_BYTES: (u64, u64) = (16 << 20, 256 << 20);
 
+/// Bytes of a segment on a volume of `total` bytes.
+fn segment_bytes(total: u64) -> u64 {
+    (total / 256).next_power_of_two().clamp(SEGMENT_BYTES.0, SEGMENT_BYTES.1)
+}
+
 /// Settings of a store.
 #[derive(Clone, Debug)]
 pub struct JournalStoreOptions {
@@ -158,8 +163,8 @@ impl JournalStore {
     pub fn open(directory: &Path, volume: Uuid, options: JournalStoreOptions) -> Result<Self, StorageError> {
         let io_error = |doing, source| StorageError::Io { doing, path: directory.to_path_buf(), source };
         let space = options.disk.space(directory).map_err(|source| io_error("looking at", source))?;
-        let computed = (space.total / 256).next_power_of_two().clamp(SEGMENT_BYTES.0, SEGMENT_BYTES.1);
-        let segment_bytes = options.segment_bytes.unwrap_or(computed).next_multiple_of(BLOCK as u64);
+        let segment_bytes = options.segment_bytes.unwrap_or_else(|| segment_bytes(space.total));
+        let segment_bytes = segment_bytes.next_multiple_of(BLOCK as u64);
         let journal_path = directory.join("journal");
         let (segments, first_frames) =
             Segments::open(&journal_path, Arc::clone(&options.disk), segment_bytes, volume)?;

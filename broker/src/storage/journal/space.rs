@@ -23,6 +23,11 @@ const LOOK_AFTER_WHEN_FULL: Duration = Duration::from_millis(100);
 /// on their way and the metadata log, which shares the volume.
 const RESERVE_BOUNDS: (u64, u64) = (96 << 20, 512 << 20);
 
+/// Bytes that appends leave free on a volume of `total` bytes.
+fn reserve(total: u64) -> u64 {
+    (total / 50).clamp(RESERVE_BOUNDS.0, RESERVE_BOUNDS.1)
+}
+
 #[derive(Debug)]
 pub(super) struct FreeSpace {
     path: PathBuf,
@@ -53,6 +58,11 @@ impl FreeSpace {
         state.looked.is_some() && state.free < 2 * state.reserve
     }
 
+    /// See [`Disk::make_room`].
+    pub(super) fn make_room(&self) {
+        self.disk.make_room();
+    }
+
     /// Takes `bytes` from what is free, or refuses. `reusable` is what the store has set aside for itself.
     pub(super) fn take(&self, bytes: u64, reusable: impl FnOnce() -> u64) -> Result<(), StorageError> {
         let mut state = self.state.lock();
@@ -68,9 +78,7 @@ impl FreeSpace {
                 source,
             })?;
             state.free = space.free + reusable();
-            state.reserve = self.reserve.unwrap_or_else(|| {
-                (space.total / 50).clamp(RESERVE_BOUNDS.0, RESERVE_BOUNDS.1).max(self.least)
-            });
+            state.reserve = self.reserve.unwrap_or_else(|| reserve(space.total).max(self.least));
             state.looked = Some(Instant::now());
             state.admitted = 0;
         }
@@ -84,5 +92,22 @@ impl FreeSpace {
         state.free -= bytes;
         state.admitted += bytes;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::segment_bytes;
+    use super::*;
+    use crate::volume::kept_bytes;
+
+    #[test]
+    fn space_that_was_kept_is_no_room_for_appends_and_has_room_for_a_segment() {
+        for total in (1..4_096).map(|mib| mib << 20).chain((5..2_000).map(|gib| gib << 30)) {
+            let kept = kept_bytes(total);
+            // The most that is free when it has been given up, and what was kept alone.
+            assert!(kept + kept / 2 < reserve(total), "{total}");
+            assert!(segment_bytes(total) <= kept, "{total}");
+        }
     }
 }

@@ -1,0 +1,227 @@
+//! Space that a volume keeps for what the broker cannot do without.
+//!
+//! Appends are refused long before a volume is full, but other programs may share it and take what is left. Then the
+//! broker could not even start, for databases write when they are opened, and a segment or a part of the index that has
+//! to be written stops the store. So some of the volume is in a file, which is deleted when the rest has been taken, and
+//! made again when there is room: with that space a broker goes on to answer readers, and to delete.
+//!
+//! It is never used for records: when the file is gone, less is free than appends leave.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use tokio_util::sync::CancellationToken;
+
+use crate::blocking::spawn_blocking;
+
+pub(super) const KEPT_FILE: &str = "kept-space";
+
+/// A hundredth of the volume within these bounds: enough for a segment of the journal, which is a part of it.
+const KEPT_BOUNDS: (u64, u64) = (32 << 20, 256 << 20);
+
+/// Time between two looks at the volume.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Bytes that a volume of `total` bytes keeps.
+pub(crate) fn kept_bytes(total: u64) -> u64 {
+    (total / 100).clamp(KEPT_BOUNDS.0, KEPT_BOUNDS.1)
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct KeptSpace {
+    directory: PathBuf,
+    /// One change of the file at a time.
+    changing: Mutex<()>,
+}
+
+/// What is to be done with the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    GiveUp,
+    Keep,
+    Nothing,
+}
+
+/// What is to be done on a volume that keeps `kept` bytes of `wanted` while `free` are free for all. Between giving up
+/// and keeping again lies more than is given up, so one is never the reason for the other.
+fn step(kept: u64, wanted: u64, free: u64) -> Step {
+    if kept > 0 && free < wanted / 2 {
+        Step::GiveUp
+    } else if kept < wanted && kept + free >= 2 * wanted {
+        Step::Keep
+    } else {
+        Step::Nothing
+    }
+}
+
+impl KeptSpace {
+    /// The kept space of the volume in `directory`. Nothing is looked at yet.
+    pub(super) fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), changing: Mutex::default() }
+    }
+
+    /// Looks at the volume: gives the space up if others have taken the rest, and keeps it again if there is enough. Blocks
+    /// on the disk if there is something to do.
+    ///
+    /// # Errors
+    /// The file system refuses. There is less space then than there could be, and nothing else is wrong.
+    pub fn look(&self) -> io::Result<()> {
+        self.take_step(|step| step)
+    }
+
+    /// As [`look`](Self::look), but keeps nothing that is not kept yet.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn give_up_if_short(&self) -> io::Result<()> {
+        self.take_step(|step| if step == Step::Keep { Step::Nothing } else { step })
+    }
+
+    fn take_step(&self, choose: fn(Step) -> Step) -> io::Result<()> {
+        let _changing = self.changing.lock();
+        let stat = statvfs(&self.directory)?;
+        let (free, wanted) = (
+            stat.f_bavail.saturating_mul(stat.f_frsize),
+            kept_bytes(stat.f_blocks.saturating_mul(stat.f_frsize)),
+        );
+        match choose(step(self.kept()?, wanted, free)) {
+            Step::GiveUp => self.remove().map(drop),
+            Step::Keep => self.make(wanted),
+            Step::Nothing => Ok(()),
+        }
+    }
+
+    /// A write found no space: gives up what is kept. Whether there was something, so that another try is worthwhile.
+    pub fn give_up(&self) -> bool {
+        let _changing = self.changing.lock();
+        self.remove().unwrap_or_else(|error| {
+            tracing::warn!(path = %self.path().display(), %error, "cannot give up the space that is kept");
+            false
+        })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.join(KEPT_FILE)
+    }
+
+    /// Bytes of the file.
+    fn kept(&self) -> io::Result<u64> {
+        match fs::metadata(self.path()) {
+            Ok(metadata) => Ok(metadata.len()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether there was a file.
+    fn remove(&self) -> io::Result<bool> {
+        match fs::remove_file(self.path()) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        // The space is there for others when the file system has written that it is.
+        File::open(&self.directory)?.sync_all()?;
+        tracing::warn!(
+            path = %self.directory.display(),
+            "the volume is full; the broker goes on with space that it had kept, and takes no records until there is more"
+        );
+        Ok(true)
+    }
+
+    fn make(&self, bytes: u64) -> io::Result<()> {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(self.path())?;
+        let made = fallocate(&file, FallocateFlags::empty(), 0, bytes);
+        let made = made.map_err(io::Error::from).and_then(|()| file.sync_all());
+        if made.is_err() {
+            // A part of it would pass for the whole.
+            let _ = fs::remove_file(self.path());
+        }
+        made
+    }
+}
+
+/// Keeps the space as it should be until `stop`.
+pub async fn watch(kept_space: Arc<KeptSpace>, stop: CancellationToken) {
+    let mut complained = false;
+    while !stop.is_cancelled() {
+        let looking = Arc::clone(&kept_space);
+        match spawn_blocking(move || looking.look()).await {
+            Ok(Err(error)) if !complained => {
+                tracing::warn!(path = %kept_space.path().display(), %error, "cannot keep space on the volume");
+                complained = true;
+            }
+            Ok(Err(_)) => {}
+            Ok(Ok(())) => complained = false,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_cancelled) => return,
+        }
+        stop.run_until_cancelled(tokio::time::sleep(LOOK_INTERVAL)).await;
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn space_is_given_up_when_the_rest_is_taken_and_kept_again_when_there_is_more() {
+        let step = |kept: u64, free: u64| step(kept * MIB, 32 * MIB, free * MIB);
+        assert_eq!(step(0, 64), Step::Keep);
+        assert_eq!(step(0, 63), Step::Nothing);
+        assert_eq!(step(32, 1_000), Step::Nothing);
+        assert_eq!(step(32, 16), Step::Nothing);
+        assert_eq!(step(32, 15), Step::GiveUp);
+        assert_eq!(step(0, 0), Step::Nothing, "there is nothing to give up");
+        assert_eq!(step(8, 100), Step::Keep, "the volume has grown, or keeping was interrupted");
+    }
+
+    #[test]
+    fn neither_giving_up_nor_keeping_is_a_reason_for_the_other() {
+        for wanted in [32 * MIB, 77 * MIB + 1, 256 * MIB] {
+            for free in (0..4 * wanted).step_by(1 << 18) {
+                match step(wanted, wanted, free) {
+                    Step::GiveUp => assert_eq!(step(0, wanted, free + wanted), Step::Nothing),
+                    other => assert_eq!(other, Step::Nothing),
+                }
+                match step(0, wanted, free) {
+                    Step::Keep => assert_eq!(step(wanted, wanted, free - wanted), Step::Nothing),
+                    other => assert_eq!(other, Step::Nothing),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_file_takes_its_space_at_once_and_goes_as_a_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let space = KeptSpace::new(directory.path());
+        assert!(!space.give_up());
+        space.make(4 * MIB).unwrap();
+        assert_eq!(space.kept().unwrap(), 4 * MIB);
+        let stat = rustix::fs::stat(space.path()).unwrap();
+        assert!(stat.st_blocks as u64 * 512 >= 4 * MIB, "{} blocks", stat.st_blocks);
+        assert!(space.give_up() && !space.give_up());
+        assert_eq!(space.kept().unwrap(), 0);
+    }
+
+    #[test]
+    fn a_volume_with_room_keeps_its_space_once_it_is_looked_at() {
+        let directory = tempfile::tempdir().unwrap();
+        let space = KeptSpace::new(directory.path());
+        space.give_up_if_short().unwrap();
+        assert_eq!(space.kept().unwrap(), 0, "that comes later");
+        space.look().unwrap();
+        let stat = statvfs(directory.path()).unwrap();
+        assert_eq!(space.kept().unwrap(), kept_bytes(stat.f_blocks * stat.f_frsize));
+    }
+}
