@@ -1,7 +1,7 @@
 //! Log set-up.
 //!
 //! `MILLRACE_LOG` filters, in the syntax of `tracing-subscriber` (`info`, `millrace_broker::api=debug,warn`), default
-//! `info,openraft=warn`. `MILLRACE_LOG_FORMAT` is `text` (default) or `json`. Logs go to standard error.
+//! `info,openraft=error`. `MILLRACE_LOG_FORMAT` is `text` (default) or `json`. Logs go to standard error.
 
 use std::io::{self, IsTerminal as _};
 
@@ -12,8 +12,8 @@ pub const FILTER_VARIABLE: &str = "MILLRACE_LOG";
 /// Variable that holds the format.
 pub const FORMAT_VARIABLE: &str = "MILLRACE_LOG_FORMAT";
 
-/// The consensus library tells at `info` what is for its own developers.
-const DEFAULT_FILTER: &str = "info,openraft=warn";
+/// The consensus library tells at `info` what is for its own developers, and warns of each heartbeat that does not arrive.
+const DEFAULT_FILTER: &str = "info,openraft=error";
 
 /// Why logs cannot be set up.
 #[derive(Debug, thiserror::Error)]

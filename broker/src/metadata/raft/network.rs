@@ -1,6 +1,8 @@
 //! Raft messages over the internal listener.
 
+use std::collections::BTreeSet;
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
+use parking_lot::Mutex;
 
 use super::codec::{self, CodecError, SnapshotPiece};
 use super::types::{Node, Snapshot, SnapshotData, TypeConfig, Vote};
@@ -29,11 +32,36 @@ static NEXT_TRANSFER_ID: AtomicU64 = AtomicU64::new(1);
 /// Makes a [`Peer`] for each member.
 pub(super) struct Network {
     client: FleetClient,
+    silent: Arc<Silent>,
 }
 
 impl Network {
     pub(super) fn new(client: FleetClient) -> Self {
-        Self { client }
+        Self { client, silent: Arc::default() }
+    }
+}
+
+/// Members whose last call failed. openraft calls one that cannot be reached many times a second, and each time would be
+/// in the log.
+#[derive(Debug, Default)]
+struct Silent(Mutex<BTreeSet<u64>>);
+
+/// What a call has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    FellSilent,
+    IsBack,
+}
+
+impl Silent {
+    /// Notes how a call of a member ended.
+    fn note(&self, member: u64, answered: bool) -> Option<Change> {
+        let mut members = self.0.lock();
+        if answered {
+            members.remove(&member).then_some(Change::IsBack)
+        } else {
+            members.insert(member).then_some(Change::FellSilent)
+        }
     }
 }
 
@@ -42,7 +70,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
     async fn new_client(&mut self, target: u64, node: &Node) -> Peer {
         let address = PeerAddress { address: node.address.clone(), node_id: Some(target) };
-        Peer { client: self.client.clone(), address }
+        Peer { client: self.client.clone(), address, target, silent: Arc::clone(&self.silent) }
     }
 }
 
@@ -50,6 +78,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub(super) struct Peer {
     client: FleetClient,
     address: PeerAddress,
+    target: u64,
+    silent: Arc<Silent>,
 }
 
 impl Peer {
@@ -60,7 +90,22 @@ impl Peer {
         timeout: Duration,
     ) -> Result<Bytes, Error> {
         let body = body.map_err(unreadable)?;
-        self.client.call(&self.address, method, body, timeout).await.map_err(failed)
+        let outcome = self.client.call(&self.address, method, body, timeout).await;
+        let (target, address) = (self.target, &self.address.address);
+        match (self.silent.note(target, outcome.is_ok()), &outcome) {
+            (Some(Change::FellSilent), Err(error)) => {
+                tracing::warn!(raft.member = target, address, %error, "a member of the metadata quorum does not answer");
+            }
+            (Some(Change::IsBack), _) => {
+                tracing::info!(
+                    raft.member = target,
+                    address,
+                    "a member of the metadata quorum answers again"
+                );
+            }
+            _ => {}
+        }
+        outcome.map_err(failed)
     }
 }
 
@@ -166,5 +211,21 @@ impl Peer {
             }
             offset = end;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_that_does_not_answer_is_worth_a_word_once() {
+        let silent = Silent::default();
+        assert_eq!(silent.note(1, true), None);
+        assert_eq!(silent.note(1, false), Some(Change::FellSilent));
+        assert_eq!(silent.note(1, false), None);
+        assert_eq!(silent.note(2, true), None, "another member");
+        assert_eq!(silent.note(1, true), Some(Change::IsBack));
+        assert_eq!(silent.note(1, false), Some(Change::FellSilent));
     }
 }
