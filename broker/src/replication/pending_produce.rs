@@ -47,6 +47,9 @@ impl PendingProduce {
                 self.give_up();
                 break;
             }
+            if self.settle() {
+                break;
+            }
             // Leadership may have changed without being lost: then the wait goes on.
             registrations.clear();
             for (partition, appended) in self.items.iter().filter_map(|item| item.waiting.as_ref()) {

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::RequiredAcks;
+use crate::storage::Wakes;
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,15 +61,10 @@ impl Waiters {
         }
     }
 
-    /// The durable end has moved.
-    pub(super) fn advance(&self, durable_end: i64) {
-        self.list.lock().retain(|waiter| {
-            let stays = waiter.wake_at > durable_end;
-            if !stays {
-                waiter.signal.notify_one();
-            }
-            stays
-        });
+    /// The durable end has moved. Returns who waited for it.
+    pub(super) fn advance(&self, durable_end: i64) -> Wakes {
+        let mut list = self.list.lock();
+        list.extract_if(.., |waiter| waiter.wake_at <= durable_end).map(|waiter| waiter.signal).collect()
     }
 
     #[cfg(test)]
@@ -78,8 +74,7 @@ impl Waiters {
 
     /// Something else has happened.
     pub(super) fn wake_all(&self) {
-        for waiter in self.list.lock().drain(..) {
-            waiter.signal.notify_one();
-        }
+        let all: Wakes = self.list.lock().drain(..).map(|waiter| waiter.signal).collect();
+        all.wake();
     }
 }

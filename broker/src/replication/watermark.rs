@@ -17,7 +17,7 @@ use super::waiters::Waiters;
 use crate::metadata::image::{BrokerId, TopicIdPartition};
 #[cfg(test)]
 use crate::simulation::bugs::{self, Bug};
-use crate::storage::{LogEnds, LogListener};
+use crate::storage::{LogEnds, LogListener, Wakes};
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -119,7 +119,8 @@ impl Watermark {
                 leadership.update(assignment);
             }
             part => *part = Part::Leads(Box::new(Leadership::begin(assignment, log_end, now))),
-        });
+        })
+        .wake();
         // Other followers may be in service.
         self.deleted.wake_all();
     }
@@ -140,7 +141,8 @@ impl Watermark {
             if let Part::Follows { leader_high_watermark } = &mut state.part {
                 *leader_high_watermark = high_watermark;
             }
-        });
+        })
+        .wake();
     }
 
     /// A follower fetches. Returns the in-sync replicas to propose, if it can join them.
@@ -155,7 +157,8 @@ impl Watermark {
             if let Part::Leads(leadership) = &mut state.part {
                 leadership.fetched(broker_id, broker_epoch, log, now);
             }
-        });
+        })
+        .wake();
         self.deleted.wake_all();
         self.propose_expansion(|alive| alive == broker_id)
     }
@@ -220,17 +223,19 @@ impl Watermark {
         }
     }
 
-    /// Changes something, moves the high watermark accordingly and wakes who waited for it.
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    /// Changes something, moves the high watermark accordingly, tells the followers, and returns who waited for it.
+    fn change(&self, change: impl FnOnce(&mut State)) -> Wakes {
         let (moved, high_watermark) = {
             let mut state = self.state.lock();
             change(&mut state);
             (state.advance(self.lag), state.high_watermark)
         };
-        if moved {
-            self.visible.advance(high_watermark);
-            self.tell_followers();
+        if !moved {
+            return Wakes::default();
         }
+        let wakes = self.visible.advance(high_watermark);
+        self.tell_followers();
+        wakes
     }
 }
 
@@ -260,8 +265,8 @@ impl State {
 }
 
 impl LogListener for Watermark {
-    fn durable_end_moved(&self, durable_end: i64, durable_bytes: u64) {
-        self.change(|state| {
+    fn durable_end_moved(&self, durable_end: i64, durable_bytes: u64) -> Wakes {
+        let mut wakes = self.change(|state| {
             let before = std::mem::replace(&mut state.durable_end, durable_end);
             state.durable_bytes = durable_bytes;
             if durable_end < before {
@@ -272,7 +277,8 @@ impl LogListener for Watermark {
             }
             state.not_visible.push_back((durable_end, durable_bytes));
         });
-        self.durable.advance(durable_end);
+        wakes.append(self.durable.advance(durable_end));
+        wakes
     }
 
     fn store_failed(&self) {

@@ -19,7 +19,7 @@ use super::batch::samples::{batch, batch_at};
 use super::batch::{WholeBatches, parse_header, parse_whole};
 use super::{
     AppendBatch, CheckpointEntry, Durability, EpochEnd, LogListener, LogSettings, LogStore, OpenedLog,
-    PartitionLog, ReadRange, Reader, StateSnapshot, StorageError,
+    PartitionLog, ReadRange, Reader, StateSnapshot, StorageError, Wakes,
 };
 use crate::metadata::image::TopicIdPartition;
 
@@ -122,9 +122,10 @@ pub(crate) struct Ends {
 }
 
 impl LogListener for Ends {
-    fn durable_end_moved(&self, durable_end: i64, _durable_bytes: u64) {
+    fn durable_end_moved(&self, durable_end: i64, _durable_bytes: u64) -> Wakes {
         self.durable_end.lock().0 = durable_end;
         self.changed.notify_all();
+        Wakes::default()
     }
 
     fn store_failed(&self) {

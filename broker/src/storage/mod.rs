@@ -24,6 +24,7 @@ pub mod compaction;
 pub mod epochs;
 pub mod journal;
 mod since_checkpoint;
+mod wakes;
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -45,6 +46,7 @@ use crate::metadata::image::TopicIdPartition;
 pub use compaction::{CompactionJob, CompactionReport, CompactionSettings, Dirt};
 pub use epochs::{EpochCache, EpochEnd, EpochStart};
 pub use since_checkpoint::CHECKPOINT_BYTES;
+pub use wakes::Wakes;
 
 /// When an append counts as durable (`log.durability`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -268,8 +270,8 @@ pub enum StorageError {
 /// Hears what happens to one log. Called from the store's own threads: must be quick and must not call the store.
 pub trait LogListener: Send + Sync {
     /// The durable end has moved to `durable_end`; back only because the log was truncated. `durable_bytes` is as in
-    /// [`LogEnds`].
-    fn durable_end_moved(&self, durable_end: i64, durable_bytes: u64);
+    /// [`LogEnds`]. Returns who waited for it, to be woken by the caller.
+    fn durable_end_moved(&self, durable_end: i64, durable_bytes: u64) -> Wakes;
 
     /// The store has failed: what is not durable now never will be.
     fn store_failed(&self);

@@ -185,7 +185,7 @@ fn publish(batches: Vec<Queued>) {
             (!state.gone).then_some((state.durable_end, state.durable_bytes))
         };
         if let (Some((end, bytes)), Some(listener)) = (moved, log.listener.upgrade()) {
-            listener.durable_end_moved(end, bytes);
+            listener.durable_end_moved(end, bytes).wake();
         }
     }
 }
@@ -332,7 +332,7 @@ impl SimLog {
 
     fn tell(&self, ends: LogEnds) -> LogEnds {
         if let Some(listener) = self.listener.upgrade() {
-            listener.durable_end_moved(ends.durable_end, ends.durable_bytes);
+            listener.durable_end_moved(ends.durable_end, ends.durable_bytes).wake();
         }
         ends
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use millrace_broker::metadata::image::TopicIdPartition;
 use millrace_broker::storage::journal::{JournalStore, JournalStoreOptions};
 use millrace_broker::storage::{
-    LogEnds, LogListener, LogSettings, LogStore as _, PartitionLog, ReadRange, Reader, StorageError,
+    LogEnds, LogListener, LogSettings, LogStore as _, PartitionLog, ReadRange, Reader, StorageError, Wakes,
 };
 use millrace_broker::volume::Volume;
 use millrace_protocol::records::batches;
@@ -28,7 +28,9 @@ const MAX_BATCH_BYTES: usize = 4 << 20;
 struct Silent;
 
 impl LogListener for Silent {
-    fn durable_end_moved(&self, _: i64, _: u64) {}
+    fn durable_end_moved(&self, _: i64, _: u64) -> Wakes {
+        Wakes::default()
+    }
     fn store_failed(&self) {}
 }
 

@@ -12,7 +12,7 @@ use millrace_protocol::records::BatchHeader;
 use super::super::fail_point::{FailPoint, VARIABLE};
 use super::*;
 use crate::storage::conformance::Ends;
-use crate::storage::{AppendBatch, PartitionLog, StateSnapshot};
+use crate::storage::{AppendBatch, PartitionLog, StateSnapshot, Wakes};
 
 const CHILDS_VOLUME: &str = "MILLRACE_TEST_KILLED_VOLUME";
 const CHILDS_DURABILITY: &str = "MILLRACE_TEST_KILLED_DURABILITY";
@@ -68,9 +68,9 @@ struct Printer {
 }
 
 impl LogListener for Printer {
-    fn durable_end_moved(&self, durable_end: i64, durable_bytes: u64) {
+    fn durable_end_moved(&self, durable_end: i64, durable_bytes: u64) -> Wakes {
         tell("acknowledged", self.log, durable_end);
-        self.inner.durable_end_moved(durable_end, durable_bytes);
+        self.inner.durable_end_moved(durable_end, durable_bytes)
     }
 
     fn store_failed(&self) {
@@ -90,7 +90,7 @@ fn open_logs(store: &Arc<dyn LogStore>, mode: Mode) -> Vec<ChildsLog> {
         let opened = store.open(partition(number(log)), mode.settings(log), Arc::downgrade(&listener));
         let opened = opened.unwrap().log;
         let ends = opened.ends();
-        printer.durable_end_moved(ends.durable_end, ends.durable_bytes);
+        printer.durable_end_moved(ends.durable_end, ends.durable_bytes).wake();
         tell("started", log, opened.ends().log_start);
         ChildsLog { log: opened, printer }
     };

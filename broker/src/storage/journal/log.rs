@@ -24,7 +24,7 @@ use super::writer::{Command, Written};
 use crate::metadata::image::TopicIdPartition;
 use crate::storage::{
     Admission, AppendBatch, CompactionJob, CompactionReport, Dirt, Durability, EpochCache, EpochEnd, LogEnds,
-    LogListener, LogSettings, PartitionLog, ReadRange, StorageError,
+    LogListener, LogSettings, PartitionLog, ReadRange, StorageError, Wakes,
 };
 
 use queued::QueuedBatches;
@@ -170,12 +170,12 @@ impl JournalLog {
         Run { running_max_timestamp: state.running_max_timestamp, log_position, ..run }
     }
 
-    /// For the writer: `runs` are as durable as the log asks for.
-    pub(super) fn publish(&self, runs: Vec<Written>) {
+    /// For the writer: `runs` are as durable as the log asks for. Returns who waited for them.
+    pub(super) fn publish(&self, runs: Vec<Written>) -> Wakes {
         let (durable_end, durable_bytes) = {
             let mut state = self.state.lock();
             if state.gone {
-                return;
+                return Wakes::default();
             }
             for Written { run, bytes, sequence } in runs {
                 state.durable_end = run.next_offset();
@@ -188,9 +188,8 @@ impl JournalLog {
             state.queued.forget_below(durable_end);
             (state.durable_end, state.durable_bytes)
         };
-        if let Some(listener) = self.listener.upgrade() {
-            listener.durable_end_moved(durable_end, durable_bytes);
-        }
+        let listener = self.listener.upgrade();
+        listener.map(|it| it.durable_end_moved(durable_end, durable_bytes)).unwrap_or_default()
     }
 
     /// Lets go of runs in memory up to the frame with this sequence.
@@ -228,7 +227,7 @@ impl JournalLog {
 
     fn tell(&self, ends: &LogEnds) {
         if let Some(listener) = self.listener.upgrade() {
-            listener.durable_end_moved(ends.durable_end, ends.durable_bytes);
+            listener.durable_end_moved(ends.durable_end, ends.durable_bytes).wake();
         }
     }
 }

@@ -58,6 +58,7 @@ use std::thread::JoinHandle;
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
@@ -129,6 +130,8 @@ pub struct JournalStore {
 #[derive(Debug)]
 struct Shared {
     volume: Uuid,
+    /// Where those run who wait for the store.
+    runtime: Option<Handle>,
     index_path: PathBuf,
     segments: Segments,
     index: Index,
@@ -192,6 +195,7 @@ impl JournalStore {
         FailPoint::Started.pass();
         let shared = Arc::new(Shared {
             volume,
+            runtime: Handle::try_current().ok(),
             space: FreeSpace::new(
                 directory.to_path_buf(),
                 Arc::clone(&options.disk),

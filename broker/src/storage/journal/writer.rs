@@ -37,7 +37,7 @@ use super::keys::Position;
 use super::log::JournalLog;
 use super::segments::Segment;
 use crate::metadata::image::TopicIdPartition;
-use crate::storage::{AppendBatch, Durability, StoreFailure, batch};
+use crate::storage::{AppendBatch, Durability, StoreFailure, Wakes, batch};
 
 use layout::{Layout, Piece};
 use queue::Taken;
@@ -274,12 +274,15 @@ impl Writer {
         }
         let (wait, at_once): (Vec<_>, Vec<_>) =
             pending.iter().partition(|pending| pending.durability == Durability::Fsync);
+        // Everything first, then everybody.
         let mut publish = |pending: Vec<&Pending>| {
+            let mut wakes = Wakes::default();
             for pending in pending {
                 if let Some(runs) = written.remove(&pending.log.id()) {
-                    pending.log.publish(runs);
+                    wakes.append(pending.log.publish(runs));
                 }
             }
+            wakes.wake_on(self.shared.runtime.as_ref());
         };
         publish(at_once);
         let unsynced = std::mem::take(&mut self.unsynced);
