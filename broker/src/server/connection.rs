@@ -100,7 +100,7 @@ impl<H: Handler> Connection<H> {
             biased;
             () = self.context.stop.cancelled() => self.finish().await,
             settled = self.answers.settle_next(), if !self.answers.is_settled() => settled.map_err(End::Request),
-            read = self.input.read(&self.stream), if may_read => {
+            read = self.input.read(&mut self.stream), if may_read => {
                 let len = read.map_err(End::Io)?;
                 self.metrics.received.inc_by(u64::try_from(len).unwrap_or(0));
                 Ok(())

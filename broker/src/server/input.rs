@@ -1,9 +1,12 @@
 //! Bytes of a client on their way to become requests.
 
 use std::io;
+use std::pin::pin;
+use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
 use millrace_protocol::frame::{self, FrameError, LENGTH_LEN};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 /// Bytes read at a time when nothing says how many are to come: many small requests, or the start of a large one.
@@ -38,18 +41,15 @@ impl Input {
     /// Reads what the socket has, once it has something.
     ///
     /// Cancel-safe.
-    pub(super) async fn read(&mut self, stream: &TcpStream) -> io::Result<usize> {
+    pub(super) async fn read(&mut self, stream: &mut TcpStream) -> io::Result<usize> {
         loop {
             // Memory is taken only when there is something to put into it.
             stream.readable().await?;
             self.buffer.reserve(self.room_wanted());
-            match stream.try_read_buf(&mut self.buffer) {
-                Ok(len) => {
-                    self.ended = len == 0;
-                    return Ok(len);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+            // Not `try_read_buf`: this one knows from a read that did not fill the buffer that nothing is left.
+            if let Poll::Ready(read) = futures::poll!(pin!(stream.read_buf(&mut self.buffer))) {
+                self.ended = matches!(read, Ok(0));
+                return read;
             }
         }
     }
