@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use millrace_bench::compare::rows::{ALONE, FLEET, Table};
-use millrace_bench::{children, compare, load_command};
+use millrace_bench::{children, compare, floor, load_command};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Time for brokers that were killed to let go of their files.
@@ -30,6 +30,8 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Measures fleets of three brokers of each in turn.
     Fleet(compare::CompareArgs),
+    /// Measures what this machine charges for the steps that no broker can do without.
+    Floor(floor::FloorArgs),
     /// Becomes another program, on some cores, that ends with its parent.
     #[command(hide = true)]
     Exec {
@@ -60,6 +62,10 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Compare(arguments) => compare(&arguments, &ALONE),
         Command::Fleet(arguments) => compare(&arguments, &FLEET),
+        Command::Floor(arguments) => {
+            arguments.run()?.iter().try_for_each(|step| writeln!(std::io::stdout(), "{step}"))?;
+            Ok(())
+        }
         Command::Exec { cores, parent, command } => Err(children::exec(&cores, parent, &command)),
     }
 }
