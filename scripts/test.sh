@@ -4,13 +4,22 @@
 . "$(dirname "$0")/env.sh"
 cd "$ROOT"
 [ "${CLUSTER:-kind}" = kind ] || die "make test makes a cluster of its own; on yours: make up CLUSTER=current, then make test-e2e"
-started=$SECONDS parts=0 current=none background=
+started=$SECONDS parts=0 current=none background=()
 rm -f "$LOGS"/test-*.log
 
 part() {
   current=$1
   scripts/part.sh "$@"
   parts=$((parts + 1))
+}
+
+# beside LOG COMMAND…: does ahead of its part what takes long, in the time that other parts leave over. What fails in it
+# is told by that part, which does it again.
+beside() {
+  set -m # a process group of its own, so that it can be ended
+  nice -n 19 "${@:2}" </dev/null >"$LOGS/$1.log" 2>&1 &
+  background+=($!)
+  set +m
 }
 
 # tests_that passed|failed: how many the parts so far report
@@ -21,7 +30,10 @@ tests_that() {
 close() {
   local status=$?
   trap - EXIT
-  [ -z "$background" ] || kill -- "-$background" 2>/dev/null || true
+  local group
+  for group in "${background[@]}"; do
+    kill -- "-$group" 2>/dev/null || true # mostly it has ended
+  done
   if ((status)) && [ "$current" != up ] && [ -s "$STATE/kubeconfig" ]; then # `make up` has told already
     # Whatever comes of it, the cluster must go.
     scripts/part.sh "what the cluster says" e2e/cluster/diagnose.sh || true
@@ -42,10 +54,7 @@ trap 'exit 130' INT TERM
 
 part "dependencies" make deps
 # The longest preparations on a fresh machine, RocksDB and Kubernetes, are not needed by each other.
-set -m
-nice e2e/cluster/prepare.sh </dev/null >"$LOGS/prepare.log" 2>&1 &
-background=$!
-set +m
+beside prepare e2e/cluster/prepare.sh
 part "RocksDB" make rocksdb
 part "format" make fmt
 part "shell scripts" make scripts
@@ -54,6 +63,8 @@ part "documentation" make docs
 part "licences and sources" make deny
 part "generated files" make generated
 part "chart" make chart
+# Tests of the store wait for the disk, and those of brokers for time to pass.
+beside images scripts/images.sh
 part "unit tests" make test-unit
 part "simulation" make test-simulation
 part "clients" make clients
