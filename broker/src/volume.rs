@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 #[cfg(test)]
 pub(crate) use self::kept_space::kept_bytes;
-pub use self::kept_space::{KeptSpace, watch as watch_kept_space};
+pub use self::kept_space::{KeptSpace, Space, watch as watch_kept_space};
 use self::last_run::LastRun;
 use crate::metadata::image::BrokerId;
 #[cfg(test)]

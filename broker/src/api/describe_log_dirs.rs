@@ -10,6 +10,7 @@ use millrace_protocol::messages::{DescribeLogDirsRequest, DescribeLogDirsRespons
 
 use crate::metadata::image::MetadataImage;
 use crate::replication::HostedLog;
+use crate::volume::Space;
 
 /// Not known.
 const UNKNOWN: i64 = -1;
@@ -23,12 +24,9 @@ pub(super) struct Room {
 
 /// Room on the volume of `directory`; -1 where the operating system does not say. Blocks on the disk.
 pub(super) fn room(directory: &Path) -> Room {
-    let bytes = |blocks: u64, size: u64| i64::try_from(blocks.saturating_mul(size)).unwrap_or(i64::MAX);
-    match rustix::fs::statvfs(directory) {
-        Ok(space) => Room {
-            total: bytes(space.f_blocks, space.f_frsize),
-            usable: bytes(space.f_bavail, space.f_frsize),
-        },
+    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    match Space::of(directory) {
+        Ok(space) => Room { total: bytes(space.total), usable: bytes(space.free) },
         Err(_) => Room { total: UNKNOWN, usable: UNKNOWN },
     }
 }

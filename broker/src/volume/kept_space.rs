@@ -27,6 +27,29 @@ const KEPT_BOUNDS: (u64, u64) = (32 << 20, 256 << 20);
 /// Time between two looks at the volume.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Space of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that this process may still write.
+    pub free: u64,
+    /// Size of the volume in bytes.
+    pub total: u64,
+}
+
+impl Space {
+    /// Space of the volume that holds `path`.
+    ///
+    /// # Errors
+    /// There is no such path, or it cannot be looked at.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let stat = statvfs(path)?;
+        Ok(Self {
+            free: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+        })
+    }
+}
+
 /// Bytes that a volume of `total` bytes keeps.
 pub(crate) fn kept_bytes(total: u64) -> u64 {
     (total / 100).clamp(KEPT_BOUNDS.0, KEPT_BOUNDS.1)
@@ -85,11 +108,8 @@ impl KeptSpace {
 
     fn take_step(&self, choose: fn(Step) -> Step) -> io::Result<()> {
         let _changing = self.changing.lock();
-        let stat = statvfs(&self.directory)?;
-        let (free, wanted) = (
-            stat.f_bavail.saturating_mul(stat.f_frsize),
-            kept_bytes(stat.f_blocks.saturating_mul(stat.f_frsize)),
-        );
+        let Space { free, total } = Space::of(&self.directory)?;
+        let wanted = kept_bytes(total);
         match choose(step(self.kept()?, wanted, free)) {
             Step::GiveUp => self.remove().map(drop),
             Step::Keep => self.make(wanted),
@@ -143,7 +163,9 @@ impl KeptSpace {
             // A part of it would pass for the whole.
             let _ = fs::remove_file(self.path());
         }
-        made
+        made?;
+        tracing::info!(path = %self.directory.display(), bytes, "keeping space for when the volume is full");
+        Ok(())
     }
 }
 
@@ -221,7 +243,7 @@ mod tests {
         space.give_up_if_short().unwrap();
         assert_eq!(space.kept().unwrap(), 0, "that comes later");
         space.look().unwrap();
-        let stat = statvfs(directory.path()).unwrap();
-        assert_eq!(space.kept().unwrap(), kept_bytes(stat.f_blocks * stat.f_frsize));
+        let Space { total, .. } = Space::of(directory.path()).unwrap();
+        assert_eq!(space.kept().unwrap(), kept_bytes(total));
     }
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
-use crate::volume::KeptSpace;
+use crate::volume::{KeptSpace, Space};
 
 /// Unit of reads and writes, bytes.
 pub const BLOCK: usize = 4096;
@@ -59,15 +59,6 @@ pub trait DiskFile: Send + Sync + Debug {
 
     /// Makes what was written durable (`fdatasync`). After an error nothing is known about it, for good.
     fn sync(&self) -> io::Result<()>;
-}
-
-/// Space of a volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Space {
-    /// Bytes that may still be written.
-    pub free: u64,
-    /// Size of the volume.
-    pub total: u64,
 }
 
 /// The operating system's disk. Bypasses the page cache where the file system allows it, which is said once if not.
@@ -160,11 +151,7 @@ impl Disk for OsDisk {
     }
 
     fn space(&self, path: &Path) -> io::Result<Space> {
-        let stat = rustix::fs::statvfs(path)?;
-        Ok(Space {
-            free: stat.f_bavail.saturating_mul(stat.f_frsize),
-            total: stat.f_blocks.saturating_mul(stat.f_frsize),
-        })
+        Space::of(path)
     }
 
     fn make_room(&self) {

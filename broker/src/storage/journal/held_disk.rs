@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::disk::{Disk, DiskFile, OsDisk, Space};
+use super::disk::{Disk, DiskFile, OsDisk};
 use crate::storage::conformance::Held;
+use crate::volume::Space;
 
 /// See the module documentation. Clones are the same disk.
 #[derive(Clone, Debug, Default)]

@@ -69,7 +69,7 @@ use super::{
 };
 use crate::metadata::image::TopicIdPartition;
 
-pub use disk::{BLOCK, Disk, DiskFile, OsDisk, Space};
+pub use disk::{BLOCK, Disk, DiskFile, OsDisk};
 
 use buffer::BufferPool;
 use fail_point::FailPoint;

@@ -10,7 +10,8 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::disk::{BLOCK, Disk, DiskFile, Space};
+use super::disk::{BLOCK, Disk, DiskFile};
+use crate::volume::Space;
 
 /// See the module documentation. Clones are the same disk.
 #[derive(Clone, Debug)]
