@@ -117,8 +117,19 @@ impl KeptSpace {
         }
     }
 
-    /// A write found no space: gives up what is kept. Whether there was something, so that another try is worthwhile.
-    pub fn give_up(&self) -> bool {
+    /// Does what needs space. If there is none, gives up what is kept, and tries once more.
+    ///
+    /// # Errors
+    /// Those of `attempt`.
+    pub fn make_room_for<T>(&self, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        match attempt() {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull && self.give_up() => attempt(),
+            outcome => outcome,
+        }
+    }
+
+    /// Whether there was something, so that another try is worthwhile.
+    fn give_up(&self) -> bool {
         let _changing = self.changing.lock();
         self.remove().unwrap_or_else(|error| {
             tracing::warn!(path = %self.path().display(), %error, "cannot give up the space that is kept");
@@ -233,6 +244,27 @@ mod tests {
         let stat = rustix::fs::stat(space.path()).unwrap();
         assert!(stat.st_blocks as u64 * 512 >= 4 * MIB, "{} blocks", stat.st_blocks);
         assert!(space.give_up() && !space.give_up());
+        assert_eq!(space.kept().unwrap(), 0);
+    }
+
+    #[test]
+    fn what_finds_no_space_is_tried_once_more_when_some_was_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let space = KeptSpace::new(directory.path());
+        let tries = |kind: io::ErrorKind| {
+            let mut tries = 0;
+            let outcome = space.make_room_for(|| -> io::Result<()> {
+                tries += 1;
+                Err(kind.into())
+            });
+            assert_eq!(outcome.unwrap_err().kind(), kind);
+            tries
+        };
+        assert_eq!(tries(io::ErrorKind::StorageFull), 1, "nothing is kept");
+        space.make(1 << 20).unwrap();
+        assert_eq!(tries(io::ErrorKind::PermissionDenied), 1);
+        assert_eq!(space.kept().unwrap(), 1 << 20);
+        assert_eq!(tries(io::ErrorKind::StorageFull), 2);
         assert_eq!(space.kept().unwrap(), 0);
     }
 

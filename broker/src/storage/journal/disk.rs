@@ -132,12 +132,10 @@ impl Disk for OsDisk {
     }
 
     fn create(&self, path: &Path, length: u64) -> io::Result<Arc<dyn DiskFile>> {
-        let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
-        let file = match self.allocate(path, length) {
-            Err(error) if is_full(&error) && self.kept_space.as_ref().is_some_and(|kept| kept.give_up()) => {
-                self.allocate(path, length)?
-            }
-            allocated => allocated?,
+        let allocate = || self.allocate(path, length);
+        let file = match &self.kept_space {
+            Some(kept_space) => kept_space.make_room_for(allocate)?,
+            None => allocate()?,
         };
         file.sync_all()?;
         if let Some(directory) = path.parent() {

@@ -381,7 +381,6 @@ impl Shared {
         self.ask(|reply| Command::Sync { reply })
     }
 
-    /// Sends the writer a command and waits for its answer.
     /// Writes an entry that is no append, and waits until the index knows it.
     fn change(&self, entry: Entry) -> Result<(), StorageError> {
         self.ask(|reply| Command::Change { entry, reply })?;
@@ -390,6 +389,7 @@ impl Shared {
         Ok(())
     }
 
+    /// Sends the writer a command and waits for its answer.
     fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), StorageError> {
         let (reply, answer) = std::sync::mpsc::sync_channel(1);
         if self.queue.push(command(reply)).is_err() {
