@@ -2,6 +2,8 @@
 
 `write`: topics and records; `expire`: more records, once records without a value have had their time; `read`: prints
 topic, offset, timestamp, key and value of every record that is left, as a line each.
+
+The third argument is the timestamp of the first record, in ms: the same wherever the outcome is to be the same.
 """
 import sys
 import time
@@ -11,13 +13,13 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from kafka import KafkaConsumer
 from kafka import TopicPartition as PythonTopicPartition
 
-bootstrap, phase = sys.argv[1:]
+bootstrap, phase = sys.argv[1:3]
+# Far enough in the past for segments to be rolled by timestamps, without waiting: Kafka compacts no active segment.
+START = int(sys.argv[3])
 CODECS = ["none", "gzip", "snappy", "lz4", "zstd"]
 TOPICS = [f"compact-{codec}" for codec in CODECS] + ["expire"]
 KEYS = 20
-# Far enough in the past for segments to be rolled by timestamps, without waiting: Kafka compacts no active segment.
-START = int(time.time() * 1000) // 3_600_000 * 3_600_000 - 7_200_000
-SECOND, MINUTE = 1000, 60_000
+MINUTE = 60_000
 
 
 def write(topic, codec, records, start):
