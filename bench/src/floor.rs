@@ -4,7 +4,7 @@
 //! of the load. A broker's CPU above the sum of its steps is its own; below it there is nothing to gain but by doing fewer.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use rustix::fs::{FallocateFlags, OFlags, fallocate, sendfile};
 use rustix::time::{ClockId, clock_gettime};
@@ -159,6 +159,13 @@ fn connect<T: Send + 'static>(
     Ok((stream, peer))
 }
 
+/// Waits for bytes; that none come any more is an error.
+fn receive(stream: &mut impl Read, buffer: &mut [u8]) -> Result<usize> {
+    let received = stream.read(buffer)?;
+    ensure!(received > 0, "the other end has gone away");
+    Ok(received)
+}
+
 fn echo(name: &'static str, core: usize, in_flight: u64, count: u64) -> Result<Step> {
     let (mut stream, peer) = connect(core, move |mut stream| {
         let (mut sent, mut answered, mut rest) = (0, 0, 0);
@@ -168,7 +175,7 @@ fn echo(name: &'static str, core: usize, in_flight: u64, count: u64) -> Result<S
                 stream.write_all(&[0; REQUEST])?;
                 sent += 1;
             }
-            rest += stream.read(&mut buffer)?;
+            rest += receive(&mut stream, &mut buffer)?;
             answered += (rest / ANSWER) as u64;
             rest %= ANSWER;
         }
@@ -177,7 +184,7 @@ fn echo(name: &'static str, core: usize, in_flight: u64, count: u64) -> Result<S
     let (mut buffer, mut rest) = (vec![0; 64 << 10], 0);
     let step = measure(name, count, None, |_| {
         while rest < REQUEST {
-            rest += stream.read(&mut buffer)?;
+            rest += receive(&mut stream, &mut buffer)?;
         }
         rest -= REQUEST;
         Ok(stream.write_all(&[0; ANSWER])?)
@@ -255,6 +262,12 @@ fn sent(name: &'static str, core: usize, count: u64, from: Option<(&Path, usize)
 #[expect(clippy::unwrap_used, reason = "tests may panic")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_end_that_goes_away_is_an_error_and_not_waited_for() {
+        let error = receive(&mut std::io::empty(), &mut [0; 8]).unwrap_err();
+        assert!(error.to_string().contains("gone away"), "{error}");
+    }
 
     #[test]
     fn every_step_is_measured_and_costs_something() {
