@@ -9,6 +9,9 @@
 
 mod kept_space;
 mod last_run;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+pub(crate) mod small;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -142,9 +145,6 @@ impl Volume {
         let formatted = is_formatted(directory)?;
         let lock = lock(directory)?;
         let kept_space = KeptSpace::new(directory);
-        if let Err(error) = kept_space.give_up_if_short() {
-            tracing::warn!(path = %directory.display(), %error, "cannot give up the space that is kept");
-        }
         let identity = if formatted {
             read_identity(directory)?
         } else {
@@ -170,7 +170,8 @@ impl Volume {
             );
         }
         if last.as_ref() != Some(&run) {
-            run.write(directory).map_err(|source| cannot_write(directory, source))?;
+            let written = kept_space.with_room(|| run.write(directory));
+            written.map_err(|source| cannot_write(directory, source))?;
         }
         Ok(Self {
             path: directory.to_owned(),
@@ -237,7 +238,7 @@ impl Volume {
             volume_uuid: self.volume_uuid,
             broker_id: Some(broker_id),
         };
-        write_identity(&self.path, &identity)?;
+        self.kept_space.with_room(|| write_identity(&self.path, &identity))?;
         *stored = Some(broker_id);
         Ok(())
     }
@@ -266,7 +267,8 @@ impl Volume {
 
     fn replace_run(&self, run: &mut LastRun, change: fn(&LastRun) -> LastRun) -> Result<(), VolumeError> {
         let changed = change(run);
-        changed.write(&self.path).map_err(|source| cannot_write(&self.path, source))?;
+        let written = self.kept_space.with_room(|| changed.write(&self.path));
+        written.map_err(|source| cannot_write(&self.path, source))?;
         *run = changed;
         Ok(())
     }

@@ -169,6 +169,7 @@ impl MetadataService {
         let local = LocalNode { cluster_id: volume.cluster_id(), node_id: volume.raft_node_id() };
         let node = RaftNode::start(RaftOptions {
             directory: volume.path().join("raft"),
+            kept_space: volume.kept_space(),
             node_id: local.node_id,
             cluster_id: local.cluster_id,
             client: client.clone(),

@@ -85,7 +85,7 @@ fn step(kept: u64, wanted: u64, free: u64) -> Step {
 
 impl KeptSpace {
     /// The kept space of the volume in `directory`. Nothing is looked at yet.
-    pub(super) fn new(directory: &Path) -> Self {
+    pub(crate) fn new(directory: &Path) -> Self {
         Self { directory: directory.to_owned(), changing: Mutex::default() }
     }
 
@@ -95,29 +95,45 @@ impl KeptSpace {
     /// # Errors
     /// The file system refuses. There is less space then than there could be, and nothing else is wrong.
     pub fn look(&self) -> io::Result<()> {
-        self.take_step(|step| step)
+        self.take_step(|step| step).map(drop)
     }
 
-    /// As [`look`](Self::look), but keeps nothing that is not kept yet.
+    /// As [`look`](Self::look), but keeps nothing that is not kept yet: for what is about to be written and cannot do
+    /// without space. Says whether there is more than before.
+    pub fn make_room(&self) -> bool {
+        let made = self.take_step(|step| if step == Step::Keep { Step::Nothing } else { step });
+        made.unwrap_or_else(|error| {
+            // If there is too little, what is written next says so.
+            tracing::warn!(path = %self.directory.display(), %error, "cannot look for space on the volume");
+            false
+        })
+    }
+
+    /// Does what cannot do without space, and once more if it failed while others took what there was.
     ///
     /// # Errors
-    /// As there.
-    pub fn give_up_if_short(&self) -> io::Result<()> {
-        self.take_step(|step| if step == Step::Keep { Step::Nothing } else { step })
+    /// Those of `attempt`.
+    pub fn with_room<T, E>(&self, mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+        self.make_room();
+        match attempt() {
+            Err(_) if self.make_room() => attempt(),
+            outcome => outcome,
+        }
     }
 
-    fn take_step(&self, choose: fn(Step) -> Step) -> io::Result<()> {
+    /// Whether space was given up.
+    fn take_step(&self, choose: fn(Step) -> Step) -> io::Result<bool> {
         let _changing = self.changing.lock();
         let Space { free, total } = Space::of(&self.directory)?;
         let wanted = kept_bytes(total);
         match choose(step(self.kept()?, wanted, free)) {
-            Step::GiveUp => self.remove().map(drop),
-            Step::Keep => self.make(wanted),
-            Step::Nothing => Ok(()),
+            Step::GiveUp => self.remove(),
+            Step::Keep => self.make(wanted).map(|()| false),
+            Step::Nothing => Ok(false),
         }
     }
 
-    /// Does what needs space. If there is none, gives up what is kept, and tries once more.
+    /// Does what needs space. If there is not enough, gives up what is kept, and tries once more.
     ///
     /// # Errors
     /// Those of `attempt`.
@@ -203,6 +219,7 @@ pub async fn watch(kept_space: Arc<KeptSpace>, stop: CancellationToken) {
 #[expect(clippy::unwrap_used, reason = "tests may panic")]
 mod tests {
     use super::*;
+    use crate::volume::small::SmallVolume;
 
     const MIB: u64 = 1 << 20;
 
@@ -269,10 +286,45 @@ mod tests {
     }
 
     #[test]
+    fn the_second_try_finds_what_was_kept() {
+        let volume = SmallVolume::mount(96);
+        let space = KeptSpace::new(volume.path());
+        space.look().unwrap();
+        volume.fill();
+        let part = volume.path().join("part");
+        let mut tries = 0;
+        let write = || {
+            tries += 1;
+            fs::write(&part, vec![1; 1 << 20])
+        };
+        space.make_room_for(write).unwrap();
+        assert_eq!((tries, space.kept().unwrap()), (2, 0));
+    }
+
+    #[test]
+    fn what_fails_when_others_fill_the_volume_meanwhile_is_tried_once_more() {
+        let volume = SmallVolume::mount(96);
+        let space = KeptSpace::new(volume.path());
+        space.look().unwrap();
+        let mut tries = 0;
+        let open = || {
+            if tries == 0 {
+                volume.fill();
+            }
+            tries += 1;
+            fs::write(volume.path().join("part"), vec![1; 1 << 20]).map_err(|error| error.to_string())
+        };
+        space.with_room(open).unwrap();
+        assert_eq!((tries, space.kept().unwrap()), (2, 0));
+        let refused: Result<(), &str> = space.with_room(|| Err("for another reason"));
+        assert!(refused.is_err());
+    }
+
+    #[test]
     fn a_volume_with_room_keeps_its_space_once_it_is_looked_at() {
         let directory = tempfile::tempdir().unwrap();
         let space = KeptSpace::new(directory.path());
-        space.give_up_if_short().unwrap();
+        assert!(!space.make_room());
         assert_eq!(space.kept().unwrap(), 0, "that comes later");
         space.look().unwrap();
         let Space { total, .. } = Space::of(directory.path()).unwrap();

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rocksdb::{
@@ -10,6 +11,7 @@ use rocksdb::{
 };
 
 use super::keys;
+use crate::volume::KeptSpace;
 
 /// The log is small: two write buffers of this size are most of what it keeps in memory.
 const WRITE_BUFFER_BYTES: usize = 4 << 20;
@@ -72,13 +74,14 @@ impl Writes {
 /// See the module documentation.
 pub(super) struct RocksDisk {
     db: DB,
+    kept_space: Arc<KeptSpace>,
 }
 
 impl RocksDisk {
-    /// Opens or makes the database in `directory`.
-    pub(super) fn open(directory: &Path) -> io::Result<Self> {
-        let db = DB::open(&options(), directory).map_err(io::Error::other)?;
-        Ok(Self { db })
+    /// Opens or makes the database in `directory`, which is on the volume that keeps that space.
+    pub(super) fn open(directory: &Path, kept_space: Arc<KeptSpace>) -> io::Result<Self> {
+        let db = kept_space.with_room(|| DB::open(&options(), directory)).map_err(io::Error::other)?;
+        Ok(Self { db, kept_space })
     }
 }
 
@@ -123,6 +126,8 @@ impl Disk for RocksDisk {
         }
         let mut options = WriteOptions::default();
         options.set_sync(synced);
+        // RocksDB does not try again what it could not write.
+        self.kept_space.make_room();
         self.db.write_opt(batch, &options).map_err(io::Error::other)
     }
 }

@@ -27,6 +27,7 @@ use super::disk::{Disk, RocksDisk};
 use super::types::{Entry, LogId, TypeConfig, Vote};
 use super::writer::{self, Progress, Request};
 use super::{codec, keys};
+use crate::volume::KeptSpace;
 
 /// Newest entries kept in memory although they are on disk: followers that keep up read them from here.
 const TAIL_BYTES: usize = 1 << 20;
@@ -147,9 +148,9 @@ impl State {
 }
 
 impl LogStore {
-    /// Opens or makes the database in `directory`. Blocks on the disk.
-    pub(super) fn open(directory: &Path) -> io::Result<(Self, Closer)> {
-        let disk: Arc<dyn Disk> = Arc::new(RocksDisk::open(directory)?);
+    /// Opens or makes the database in `directory`, which is on the volume that keeps that space. Blocks on the disk.
+    pub(super) fn open(directory: &Path, kept_space: Arc<KeptSpace>) -> io::Result<(Self, Closer)> {
+        let disk: Arc<dyn Disk> = Arc::new(RocksDisk::open(directory, kept_space)?);
         let state = load(disk.as_ref())?;
         let last_index = state.last.map(|last| last.index);
         let memory = Arc::new(Memory { state: Mutex::new(state) });

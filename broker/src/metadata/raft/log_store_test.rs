@@ -9,6 +9,11 @@ use super::super::disk;
 use super::super::state_machine::StateMachine;
 use super::super::types::{Command, EntryPayload, SnapshotMeta};
 use super::*;
+use crate::volume::small::SmallVolume;
+
+fn open(directory: &Path) -> io::Result<(LogStore, Closer)> {
+    LogStore::open(directory, Arc::new(KeptSpace::new(directory)))
+}
 
 struct Builder;
 
@@ -17,7 +22,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Bui
         &self,
     ) -> Result<(tempfile::TempDir, LogStore, StateMachine), openraft::StorageError<TypeConfig>> {
         let directory = tempfile::tempdir().unwrap();
-        let (store, _closer) = LogStore::open(directory.path()).unwrap();
+        let (store, _closer) = open(directory.path()).unwrap();
         let machine = StateMachine::open(store.clone(), Uuid::from_u128(1)).unwrap();
         Ok((directory, store, machine))
     }
@@ -53,7 +58,7 @@ async fn close(store: LogStore, closer: Closer) {
 #[tokio::test]
 async fn what_was_written_is_there_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut store, closer) = LogStore::open(directory.path()).unwrap();
+    let (mut store, closer) = open(directory.path()).unwrap();
     let vote = Vote::new_committed(3, u64::MAX);
     store.save_vote(&vote).await.unwrap();
     store.blocking_append((0..20).map(|index| entry(1, index, 10))).await.unwrap();
@@ -65,7 +70,7 @@ async fn what_was_written_is_there_after_a_restart() {
     let expected = log_ids(&mut store).await;
     close(store, closer).await;
 
-    let (mut store, closer) = LogStore::open(directory.path()).unwrap();
+    let (mut store, closer) = open(directory.path()).unwrap();
     assert_eq!(log_ids(&mut store).await, expected);
     assert_eq!(expected.first().copied(), Some(log_id(1, 5)));
     assert_eq!(expected.last().copied(), Some(log_id(2, 29)));
@@ -80,7 +85,7 @@ async fn what_was_written_is_there_after_a_restart() {
 #[tokio::test]
 async fn old_entries_are_read_from_disk_and_new_ones_from_memory() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut store, _closer) = LogStore::open(directory.path()).unwrap();
+    let (mut store, _closer) = open(directory.path()).unwrap();
     let total = 3 * u64::try_from(TAIL_ENTRIES).unwrap();
     for start in (0..total).step_by(64) {
         store.blocking_append((start..start + 64).map(|index| entry(1, index, 10))).await.unwrap();
@@ -95,14 +100,14 @@ async fn old_entries_are_read_from_disk_and_new_ones_from_memory() {
 #[tokio::test]
 async fn replication_reads_a_bounded_number_of_bytes_but_always_something() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut store, _closer) = LogStore::open(directory.path()).unwrap();
+    let (mut store, _closer) = open(directory.path()).unwrap();
     store.blocking_append((0..6).map(|index| entry(1, index, 3 << 20))).await.unwrap();
     for start in 0..6 {
         assert_eq!(store.limited_get_log_entries(start, 6).await.unwrap().len(), 1, "from {start}");
     }
     let (mut store, _closer) = {
         let directory = tempfile::tempdir().unwrap();
-        LogStore::open(directory.path()).unwrap()
+        open(directory.path()).unwrap()
     };
     store.blocking_append((0..6).map(|index| entry(1, index, 1 << 20))).await.unwrap();
     assert_eq!(store.limited_get_log_entries(0, 6).await.unwrap().len(), 3);
@@ -111,7 +116,7 @@ async fn replication_reads_a_bounded_number_of_bytes_but_always_something() {
 #[tokio::test]
 async fn an_entry_that_leaves_a_hole_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut store, _closer) = LogStore::open(directory.path()).unwrap();
+    let (mut store, _closer) = open(directory.path()).unwrap();
     store.blocking_append([blank(1, 0)]).await.unwrap();
     assert!(store.append([blank(1, 2)], IOFlushed::noop()).await.is_err());
 }
@@ -119,13 +124,13 @@ async fn an_entry_that_leaves_a_hole_is_refused() {
 #[tokio::test]
 async fn a_committed_position_is_never_stored_without_its_entries() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut store, closer) = LogStore::open(directory.path()).unwrap();
+    let (mut store, closer) = open(directory.path()).unwrap();
     store.blocking_append([blank(1, 0), blank(1, 1)]).await.unwrap();
     // A follower hears of a commit before it has the entry.
     store.save_committed(Some(log_id(1, 7))).await.unwrap();
     store.save_vote(&Vote::new(2, 5)).await.unwrap();
     close(store, closer).await;
-    let (mut store, _closer) = LogStore::open(directory.path()).unwrap();
+    let (mut store, _closer) = open(directory.path()).unwrap();
     assert_eq!(store.read_committed().await.unwrap(), None);
 }
 
@@ -136,13 +141,13 @@ async fn a_damaged_value_is_an_error_not_an_empty_log() {
         let db = rocksdb::DB::open(&disk::options(), directory.path()).unwrap();
         db.put(keys::VOTE, b"nonsense").unwrap();
     }
-    assert!(LogStore::open(directory.path()).is_err());
+    assert!(open(directory.path()).is_err());
 }
 
 #[tokio::test]
 async fn a_snapshot_of_another_cluster_is_not_loaded() {
     let directory = tempfile::tempdir().unwrap();
-    let (store, _closer) = LogStore::open(directory.path()).unwrap();
+    let (store, _closer) = open(directory.path()).unwrap();
     let snapshot = codec::encode_snapshot(Uuid::from_u128(2), &SnapshotMeta::default(), &[]).unwrap();
     store.save_snapshot(snapshot).await.unwrap();
     assert!(StateMachine::open(store.clone(), Uuid::from_u128(1)).is_err());
@@ -153,7 +158,7 @@ async fn a_snapshot_of_another_cluster_is_not_loaded() {
 #[tokio::test]
 async fn what_was_acknowledged_survives_a_crash() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut store, _closer) = LogStore::open(directory.path()).unwrap();
+    let (mut store, _closer) = open(directory.path()).unwrap();
     let vote = Vote::new(4, 9);
     store.blocking_append((0..50).map(|index| entry(1, index, 100))).await.unwrap();
     store.truncate_after(Some(log_id(1, 39))).await.unwrap();
@@ -166,9 +171,27 @@ async fn what_was_acknowledged_survives_a_crash() {
         let file = file.unwrap();
         std::fs::copy(file.path(), crashed.path().join(file.file_name())).unwrap();
     }
-    let (mut store, _closer) = LogStore::open(crashed.path()).unwrap();
+    let (mut store, _closer) = open(crashed.path()).unwrap();
     let found = log_ids(&mut store).await;
     assert_eq!(found.len(), 45);
     assert_eq!((found[39], found[44]), (log_id(1, 39), log_id(2, 44)));
     assert_eq!(store.read_vote().await.unwrap(), Some(vote));
+}
+
+#[tokio::test]
+async fn a_log_is_opened_and_written_with_the_space_that_is_kept_when_others_have_taken_the_rest() {
+    let volume = SmallVolume::mount(128);
+    let kept_space = Arc::new(KeptSpace::new(volume.path()));
+    let directory = volume.path().join("raft");
+    let (mut store, closer) = LogStore::open(&directory, Arc::clone(&kept_space)).unwrap();
+    kept_space.look().unwrap();
+    volume.fill();
+    store.blocking_append([blank(0, 0), entry(1, 1, 1 << 16)]).await.unwrap();
+    close(store, closer).await;
+
+    volume.make_room();
+    kept_space.look().unwrap();
+    volume.fill();
+    let (mut store, _closer) = LogStore::open(&directory, kept_space).unwrap();
+    assert_eq!(log_ids(&mut store).await.len(), 2);
 }

@@ -25,6 +25,7 @@ use super::types::{Applied, Command, Node, TypeConfig};
 use crate::fleet::{Failure, FailureKind, FleetClient, Method};
 use crate::metadata::image::MetadataImage;
 use crate::metadata::records::Record;
+use crate::volume::KeptSpace;
 
 pub(super) type MetadataRaft = Raft<TypeConfig, StateMachine>;
 
@@ -66,6 +67,8 @@ impl Default for RaftTimings {
 pub struct RaftOptions {
     /// Directory of its log; made if absent.
     pub directory: PathBuf,
+    /// Space that the volume with that directory keeps.
+    pub kept_space: Arc<KeptSpace>,
     /// Its node id.
     pub node_id: u64,
     /// The cluster.
@@ -162,9 +165,10 @@ impl std::fmt::Debug for RaftNode {
 impl RaftNode {
     /// Opens the log, replays what was committed, and takes part in the quorum, if there is one.
     pub async fn start(options: RaftOptions) -> Result<Self, StartError> {
-        let directory = options.directory.clone();
+        let (directory, kept_space) = (options.directory.clone(), Arc::clone(&options.kept_space));
         let cluster_id = options.cluster_id;
-        let opened = crate::blocking::spawn_blocking(move || open(&directory, cluster_id)).await;
+        let open = move || open(&directory, kept_space, cluster_id);
+        let opened = crate::blocking::spawn_blocking(open).await;
         let storage = |source| StartError::Storage { directory: options.directory.clone(), source };
         let (store, closer, machine) =
             opened.map_err(|error| storage(io::Error::other(error)))?.map_err(storage)?;
@@ -361,19 +365,23 @@ impl RaftNode {
     }
 }
 
-fn open(directory: &Path, cluster_id: Uuid) -> io::Result<(LogStore, Closer, StateMachine)> {
-    let (store, closer) = open_log(directory)?;
+fn open(
+    directory: &Path,
+    kept_space: Arc<KeptSpace>,
+    cluster_id: Uuid,
+) -> io::Result<(LogStore, Closer, StateMachine)> {
+    let (store, closer) = open_log(directory, kept_space)?;
     let machine = StateMachine::open(store.clone(), cluster_id)?;
     Ok((store, closer, machine))
 }
 
-fn open_log(directory: &Path) -> io::Result<(LogStore, Closer)> {
+fn open_log(directory: &Path, kept_space: Arc<KeptSpace>) -> io::Result<(LogStore, Closer)> {
     #[cfg(test)]
     if let Some(disk) = super::sim_disk::of(directory) {
         return LogStore::open_simulated(disk);
     }
     std::fs::create_dir_all(directory)?;
-    LogStore::open(directory)
+    LogStore::open(directory, kept_space)
 }
 
 fn config(options: &RaftOptions) -> Result<Config, String> {

@@ -210,6 +210,7 @@ mod tests {
     use super::*;
     use crate::metadata::raft::types::Command;
     use crate::metadata::records::Record;
+    use crate::volume::KeptSpace;
 
     fn entry(index: u64, term: u64, decided_in_term: u64, records: &[Record]) -> Entry {
         let command = Command { decided_in_term, records: codec::encode_records(records).unwrap() };
@@ -217,7 +218,8 @@ mod tests {
     }
 
     fn machine(directory: &std::path::Path) -> StateMachine {
-        let (store, _closer) = LogStore::open(directory).unwrap();
+        let kept_space = Arc::new(KeptSpace::new(directory));
+        let (store, _closer) = LogStore::open(directory, kept_space).unwrap();
         StateMachine::open(store, Uuid::from_u128(1)).unwrap()
     }
 

@@ -36,8 +36,10 @@ pub trait Disk: Send + Sync + Debug {
     /// Free and total bytes of the volume that holds `path`, as far as this process may use them.
     fn space(&self, path: &Path) -> io::Result<Space>;
 
-    /// Something beside these files is about to be written that cannot do without space: makes some, where it is short.
-    fn make_room(&self) {}
+    /// Space for what is written beside these files, if the volume keeps any.
+    fn kept_space(&self) -> Option<&KeptSpace> {
+        None
+    }
 }
 
 /// An open file; its length does not change.
@@ -152,12 +154,8 @@ impl Disk for OsDisk {
         Space::of(path)
     }
 
-    fn make_room(&self) {
-        let Some(kept_space) = &self.kept_space else { return };
-        if let Err(error) = kept_space.give_up_if_short() {
-            // If there is too little, what is written next says so.
-            tracing::warn!(%error, "cannot look for space on the volume");
-        }
+    fn kept_space(&self) -> Option<&KeptSpace> {
+        self.kept_space.as_deref()
     }
 }
 

@@ -22,6 +22,8 @@ use crate::storage::conformance::{
     held_conformance_tests, job, kept_for_ever, open, partition, records, try_open,
 };
 use crate::storage::{Durability, ReadRange, Reader};
+use crate::volume::KeptSpace;
+use crate::volume::small::SmallVolume;
 
 #[path = "damage_test.rs"]
 mod damage;
@@ -682,4 +684,18 @@ fn two_files_that_begin_with_the_same_frame_are_refused() {
     disk.copy_first_file();
     let error = volume.try_open().unwrap_err().to_string();
     assert!(error.contains("both begin with frame"), "{error}");
+}
+
+#[test]
+fn a_store_opens_with_the_space_that_is_kept_when_others_have_taken_the_rest() {
+    let volume = SmallVolume::mount(128);
+    let kept_space = Arc::new(KeptSpace::new(volume.path()));
+    let open = || {
+        let disk = Arc::new(OsDisk::with_kept_space(Arc::clone(&kept_space)));
+        JournalStore::open(volume.path(), VOLUME, JournalStoreOptions { disk, ..options() })
+    };
+    drop(open().unwrap());
+    kept_space.look().unwrap();
+    volume.fill();
+    drop(open().unwrap());
 }

@@ -172,7 +172,11 @@ impl JournalStore {
         let (segments, first_frames) =
             Segments::open(&journal_path, Arc::clone(&options.disk), segment_bytes, volume)?;
         let index_path = directory.join("index");
-        let (index, is_new) = Index::open(&index_path, volume)?;
+        let open_index = || Index::open(&index_path, volume);
+        let (index, is_new) = match options.disk.kept_space() {
+            Some(kept_space) => kept_space.with_room(open_index)?,
+            None => open_index()?,
+        };
         if is_new && !first_frames.is_empty() {
             return Err(StorageError::Damaged {
                 path: index_path,

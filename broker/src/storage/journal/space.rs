@@ -58,9 +58,11 @@ impl FreeSpace {
         state.looked.is_some() && state.free < 2 * state.reserve
     }
 
-    /// See [`Disk::make_room`].
+    /// What is not a file of the disk is about to be written: makes room for it, if the volume keeps any.
     pub(super) fn make_room(&self) {
-        self.disk.make_room();
+        if let Some(kept_space) = self.disk.kept_space() {
+            kept_space.make_room();
+        }
     }
 
     /// Takes `bytes` from what is free, or refuses. `reusable` is what the store has set aside for itself.

@@ -1,0 +1,54 @@
+//! A volume that tests can fill: a file system in memory, which is let go of in the end. Needs root.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::{FallocateFlags, fallocate};
+use tempfile::TempDir;
+
+use super::Space;
+
+/// See the module documentation.
+pub(crate) struct SmallVolume(TempDir);
+
+impl SmallVolume {
+    /// An empty one of that many MiB.
+    pub(crate) fn mount(mebibytes: u64) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", &format!("size={mebibytes}M"), "small-volume"])
+            .arg(directory.path());
+        assert!(mount.status().unwrap().success(), "a file system cannot be mounted; only root may");
+        Self(directory)
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Takes all that is free.
+    pub(crate) fn fill(&self) {
+        let free = Space::of(self.path()).unwrap().free;
+        fallocate(File::create(self.filler()).unwrap(), FallocateFlags::empty(), 0, free).unwrap();
+    }
+
+    /// Undoes that.
+    pub(crate) fn make_room(&self) {
+        fs::remove_file(self.filler()).unwrap();
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.path().join("filler")
+    }
+}
+
+impl Drop for SmallVolume {
+    fn drop(&mut self) {
+        // Lazily: what a failed test has left open must not keep it.
+        let unmounted = Command::new("umount").arg("-l").arg(self.path()).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
