@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help up down status kubeconfig build images crds test verify test-unit test-simulation test-clients test-e2e soak fuzz chaos failover fix \
+.PHONY: help up down status kubeconfig build images crds test verify test-compile test-unit test-simulation test-clients test-e2e soak fuzz chaos failover fix \
   bench bench-quick bench-fleet deps clients rocksdb audit fmt lint docs deny generated scripts chart
 
 # Builds and downloads stay outside of the checkout, so that a fresh clone starts warm (scripts/env.sh).
@@ -56,6 +56,9 @@ test: # runs every test, from a fresh clone too; makes a cluster for it and remo
 	@scripts/test.sh
 
 verify: fmt lint docs deny generated scripts chart test-unit # runs what needs no cluster and changes nothing: the gate before a commit
+
+test-compile: rocksdb # compiles every test
+	cargo test --workspace --locked --no-run --tests
 
 test-unit: rocksdb # runs unit, property and documentation tests
 	@scripts/cargo-test.sh unit

@@ -4,7 +4,8 @@
 . "$(dirname "$0")/env.sh"
 cd "$ROOT"
 [ "${CLUSTER:-kind}" = kind ] || die "make test makes a cluster of its own; on yours: make up CLUSTER=current, then make test-e2e"
-started=$SECONDS parts=0 current=none background=()
+started=$SECONDS parts=0 current=none
+declare -A background=() # by the name of their logs
 rm -f "$LOGS"/test-*.log
 
 part() {
@@ -13,13 +14,22 @@ part() {
   parts=$((parts + 1))
 }
 
-# beside LOG COMMAND…: does ahead of its part what takes long, in the time that other parts leave over. What fails in it
-# is told by that part, which does it again.
+# beside LOG COMMAND…: does what takes long in the time that the parts after it leave over. Either a later part does it
+# again, and tells what fails in it, or `rest_of` waits for it.
 beside() {
   set -m # a process group of its own, so that it can be ended
   nice -n 19 "${@:2}" </dev/null >"$LOGS/$1.log" 2>&1 &
-  background+=($!)
+  background[$1]=$!
   set +m
+}
+
+# rest_of LOG: shows what a part that was begun beside the others has to say, to its end, and fails if it has.
+rest_of() {
+  current=$1
+  renice -n 0 -g "${background[$1]}" >/dev/null 2>&1 || true # it may have ended
+  tail --pid="${background[$1]}" -n +1 -f "$LOGS/$1.log"
+  wait "${background[$1]}"
+  parts=$((parts + 1))
 }
 
 # tests_that passed|failed: how many the parts so far report
@@ -65,11 +75,14 @@ part "generated files" make generated
 part "chart" make chart
 # Tests of the store wait for the disk, and those of brokers for time to pass.
 beside images scripts/images.sh
+part "compile the tests" make test-compile
+# Its time is simulated, so it does not matter when it gets the processors.
+beside simulation scripts/part.sh "simulation" make test-simulation
 part "unit tests" make test-unit
-part "simulation" make test-simulation
 part "clients" make clients
 part "client tests" make test-clients
 part "faults" scripts/chaos.sh short
 part "Kubernetes and node image" e2e/cluster/prepare.sh # waits for the one in the background; tells what failed there
 part "up" make up
 part "tests on the cluster" make test-e2e
+rest_of simulation
