@@ -14,11 +14,11 @@ part() {
   parts=$((parts + 1))
 }
 
-# beside LOG COMMAND…: does what takes long in the time that the parts after it leave over. Either a later part does it
-# again, and tells what fails in it, or `rest_of` waits for it.
+# beside LOG NICENESS COMMAND…: does what takes long in the time that the parts after it leave over. Either a later part does
+# it again, and tells what fails in it, or `rest_of` waits for it.
 beside() {
   set -m # a process group of its own, so that it can be ended
-  nice -n 19 "${@:2}" </dev/null >"$LOGS/$1.log" 2>&1 &
+  nice -n "$2" "${@:3}" </dev/null >"$LOGS/$1.log" 2>&1 &
   background[$1]=$!
   set +m
 }
@@ -64,7 +64,7 @@ trap 'exit 130' INT TERM
 
 part "dependencies" make deps
 # The longest preparations on a fresh machine, RocksDB and Kubernetes, are not needed by each other.
-beside prepare e2e/cluster/prepare.sh
+beside prepare 10 e2e/cluster/prepare.sh
 part "RocksDB" make rocksdb
 part "format" make fmt
 part "shell scripts" make scripts
@@ -74,10 +74,10 @@ part "licences and sources" make deny
 part "generated files" make generated
 part "chart" make chart
 # Tests of the store wait for the disk, and those of brokers for time to pass.
-beside images scripts/images.sh
+beside images 10 scripts/images.sh
 part "compile the tests" make test-compile
 # Its time is simulated, so it does not matter when it gets the processors.
-beside simulation scripts/part.sh "simulation" make test-simulation
+beside simulation 19 scripts/part.sh "simulation" make test-simulation
 part "unit tests" make test-unit
 part "clients" make clients
 part "client tests" make test-clients
