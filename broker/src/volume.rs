@@ -463,6 +463,18 @@ mod tests {
     }
 
     #[test]
+    fn a_broker_id_and_an_orderly_stop_have_room_when_others_have_taken_the_rest() {
+        let Some(mounted) = small::SmallVolume::mount(96) else { return };
+        let volume = Volume::open_or_format(&mounted.path().join("data"), CLUSTER).unwrap();
+        for write in [|volume: &Volume| volume.set_broker_id(4), Volume::set_stopped] {
+            volume.kept_space().look().unwrap();
+            mounted.fill();
+            write(&volume).unwrap();
+            mounted.make_room();
+        }
+    }
+
+    #[test]
     fn a_volume_in_use_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let _held = Volume::open_or_format(directory.path(), CLUSTER).unwrap();
