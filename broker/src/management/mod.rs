@@ -40,8 +40,8 @@ const MAX_BODY_BYTES: usize = 1 << 20;
 /// Shorter than the operator waits, so that it gets to know why.
 const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Within the grace that a pod gets to stop.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Within the grace that a pod gets to stop, and shorter than its hook waits.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(18);
 
 /// The routes, answered by `member`. What only the leaders of partitions know is asked of `replicas` once they are open.
 pub fn router(member: Member, replicas: Arc<OnceLock<ReplicaManager>>, balancer: BalancerOptions) -> Router {

@@ -287,8 +287,9 @@ impl Member {
         self.shared.node.bootstrap(voters).await
     }
 
-    /// Takes this broker out of service for good: leadership moves to other brokers as far as they can take it, then
-    /// the broker is fenced; if it leads the quorum, another voter takes over.
+    /// Takes this broker out of service for good: leadership moves to other brokers as far as they can take it, which is
+    /// waited for where their replicas are in service but not in sync yet; then the broker is fenced; if it leads the
+    /// quorum, another voter takes over. The wait ends in time for the rest; the other steps may take until `timeout`.
     pub async fn controlled_shutdown(&self, timeout: Duration) -> Result<(), ControllerError> {
         lifecycle::controlled_shutdown(&self.shared, timeout).await
     }

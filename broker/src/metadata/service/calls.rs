@@ -49,7 +49,7 @@ impl Shared {
             Method::Heartbeat => async { self.answer_heartbeat(body) }.boxed(),
             Method::Join => self.answer_join(peer, body).boxed(),
             Method::LeaderGone => succession::answer(self, body).boxed(),
-            Method::DescribeQuorum => async { self.answer_describe_quorum() }.boxed(),
+            Method::DescribeQuorum => self.answer_describe_quorum().boxed(),
             Method::ReplicaFetch | Method::ReplicaProgress | Method::BrokerLoad => {
                 let message = "records are not fetched from the metadata quorum";
                 async move { Err(Failure::new(FailureKind::UnknownMethod, message)) }.boxed()

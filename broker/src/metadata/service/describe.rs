@@ -83,7 +83,7 @@ impl Shared {
     async fn describe_once(&self, timeout: Duration) -> Result<wire::DescribeQuorumAnswer, String> {
         let status = self.node.status();
         let answer = match status.leader_address() {
-            _ if status.is_leader() => self.own_progress(),
+            _ if status.is_leader() => self.own_progress().await,
             Some((leader, address)) => {
                 let peer = PeerAddress { address: address.to_owned(), node_id: Some(leader) };
                 let body = encode(&wire::DescribeQuorumCall::default()).map_err(|error| error.to_string())?;
@@ -95,13 +95,16 @@ impl Shared {
         if answer.leads { Ok(answer) } else { Err("leadership is changing".to_owned()) }
     }
 
-    pub(super) fn answer_describe_quorum(&self) -> Result<Bytes, Failure> {
-        reply(&self.own_progress())
+    pub(super) async fn answer_describe_quorum(&self) -> Result<Bytes, Failure> {
+        reply(&self.own_progress().await)
     }
 
-    fn own_progress(&self) -> wire::DescribeQuorumAnswer {
+    /// What this node knows while it leads. A majority confirms that it does: one that is cut off goes on believing it, and
+    /// would tell of a quorum that has long had another leader.
+    async fn own_progress(&self) -> wire::DescribeQuorumAnswer {
+        let Ok(term) = self.node.barrier().await else { return wire::DescribeQuorumAnswer::default() };
         members::note_caught_up(self);
-        match self.node.progress() {
+        match self.node.progress().filter(|progress| progress.term == term) {
             Some(progress) => to_wire(&progress, &self.caught_up.lock(), SystemTime::now()),
             None => wire::DescribeQuorumAnswer::default(),
         }

@@ -11,7 +11,7 @@ use super::calls::{Heard, Joined, ask_to_join, send_heartbeat};
 use super::sessions::Heartbeat;
 use crate::metadata::ControllerError;
 use crate::metadata::controller::{ControllerRequest, ControllerResponse, RegisterBroker};
-use crate::metadata::image::BrokerId;
+use crate::metadata::image::{BrokerId, MetadataImage, PartitionImage};
 
 /// Pause between rounds of asking to join, and after a failed registration.
 const RETRY: Duration = Duration::from_millis(500);
@@ -20,6 +20,13 @@ const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pause after a heartbeat that nobody heard. Well below any session timeout.
 const HEARTBEAT_RETRY: Duration = Duration::from_millis(100);
+
+/// Longest wait of a broker that stops for a replica in service that is not in sync yet, as one is that was itself restarted
+/// just before: without it the partition has no leader when the broker is gone.
+const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Kept of the time for a controlled shutdown, so that the controller can be told its end.
+const FENCE_TIME: Duration = Duration::from_secs(2);
 
 /// A voter that is asked to lead does so within an election's time, or not at all.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -235,11 +242,8 @@ pub(super) async fn controlled_shutdown(shared: &Shared, timeout: Duration) -> R
         let request = ControllerRequest::ControlledShutdown { broker_id, broker_epoch };
         match shared.ask(request, timeout).await?.response {
             ControllerResponse::StillLeading { partitions } if partitions > 0 => {
-                tracing::warn!(
-                    broker_id,
-                    partitions,
-                    "no other broker can lead these partitions, they go offline"
-                );
+                let deadline = (Instant::now() + SUCCESSOR_TIMEOUT).min(deadline - FENCE_TIME.min(timeout));
+                wait_for_successors(shared, broker_id, deadline).await;
             }
             other => {
                 if let Some(reason) = Shared::refused(&other) {
@@ -254,6 +258,31 @@ pub(super) async fn controlled_shutdown(shared: &Shared, timeout: Duration) -> R
     }
     hand_over(shared).await;
     Ok(())
+}
+
+/// Waits until no replica that could lead instead of `broker_id` is missing from the in-sync replicas. This broker leads on
+/// meanwhile; the controller moves the leader in the entry that takes such a replica in.
+async fn wait_for_successors(shared: &Shared, broker_id: BrokerId, deadline: Instant) {
+    let mut images = shared.node.images();
+    let nobody_comes = images.wait_for(|image| !may_be_succeeded(image, broker_id));
+    if tokio::time::timeout_at(deadline, nobody_comes).await.is_err() {
+        tracing::warn!(broker_id, "replicas that could lead instead have not come in sync in time");
+    }
+    let partitions = led_by(&shared.node.image(), broker_id).count();
+    if partitions > 0 {
+        tracing::warn!(broker_id, partitions, "no other broker can lead these partitions, they go offline");
+    }
+}
+
+/// Whether there is a broker in service that could lead a partition of this one if its replica was in sync.
+fn may_be_succeeded(image: &MetadataImage, broker_id: BrokerId) -> bool {
+    let may_lead = |id: BrokerId| image.brokers.get(&id).is_some_and(|broker| broker.may_lead());
+    led_by(image, broker_id).any(|state| state.replica_ids().any(|id| id != broker_id && may_lead(id)))
+}
+
+fn led_by(image: &MetadataImage, broker_id: BrokerId) -> impl Iterator<Item = &PartitionImage> {
+    let partitions = image.topics.values().flat_map(|topic| &topic.partitions);
+    partitions.filter(move |state| state.leader == broker_id)
 }
 
 /// If this node leads the quorum, lets the voter that is least behind take over.
@@ -302,5 +331,27 @@ impl Complaint {
     fn clear(&mut self, shared: &Shared) {
         self.said = None;
         shared.broker.send_if_modified(|state| state.problem.take().is_some());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::controller::fixtures::{add_topic, broker, image};
+
+    #[test]
+    fn a_broker_that_stops_waits_only_for_replicas_that_can_come() {
+        let may = |replicas: &[BrokerId]| {
+            let mut image =
+                image([broker(0).stopping(), broker(1), broker(2).stopping(), broker(3).fenced()]);
+            add_topic(&mut image, "t", &[replicas.to_vec()]);
+            may_be_succeeded(&image, 0)
+        };
+        assert!(may(&[0, 3, 1]), "its broker is in service");
+        assert!(!may(&[0]), "it has no other");
+        assert!(!may(&[0, 2]), "it stops too");
+        assert!(!may(&[0, 3]), "it is not there");
+        assert!(!may(&[0, 4]), "there is no such broker");
+        assert!(!may(&[1, 0]), "another leads");
     }
 }

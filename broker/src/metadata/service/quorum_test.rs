@@ -94,6 +94,27 @@ async fn every_broker_describes_the_quorum_as_its_leader_does() {
     stop_all(brokers).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_has_lost_the_majority_does_not_describe_the_quorum() {
+    let directories = directories(3);
+    let mut brokers = by_leadership(&directories).await;
+    let rest = brokers.split_off(1);
+    let leader = brokers.remove(0);
+    let call = || async {
+        let body = encode(&wire::DescribeQuorumCall::default()).unwrap();
+        let answer = leader.service.shared.handle(7, Method::DescribeQuorum, body).await.unwrap();
+        crate::metadata::raft::decode::<wire::DescribeQuorumAnswer>(answer.into_bytes()).unwrap()
+    };
+    assert!(call().await.leads);
+    stop_all(rest).await;
+    // Whether it has noticed yet or not.
+    let answer = within("it answers", call()).await;
+    assert!(!answer.leads && answer.members.is_empty(), "{answer:?}");
+    let told = leader.service.handle().describe_quorum(Duration::from_secs(2)).await;
+    assert!(matches!(told, Err(ControllerError::Unavailable { .. })), "{told:?}");
+    leader.stop().await;
+}
+
 /// Whether `asked` agrees that the leader is gone.
 async fn agrees(asked: &Broker, leader: LeaderOfTerm) -> bool {
     let call = wire::LeaderGoneCall {
