@@ -262,10 +262,11 @@ impl Leadership {
         in_service.map(|it| it.log_start.unwrap_or(-1)).fold(log_start, i64::min)
     }
 
-    /// In-sync followers whose logs reach beyond `offset`, each with its durable end.
+    /// In-sync followers whose logs have `offset` or end there, each with its durable end (F13).
     pub(super) fn readable_followers(&self, offset: i64) -> Vec<(BrokerId, i64)> {
         let in_sync = self.followers.iter().filter(|it| self.assignment.isr.contains(&it.member.broker_id));
-        let ends = in_sync.filter_map(|it| Some((it.member.broker_id, it.durable_end?)));
+        let begun = in_sync.filter(|it| it.log_start.is_some_and(|log_start| log_start <= offset));
+        let ends = begun.filter_map(|it| Some((it.member.broker_id, it.durable_end?)));
         ends.filter(|(_, end)| *end >= offset).collect()
     }
 

@@ -234,3 +234,17 @@ fn d1_the_low_watermark_is_the_lowest_log_start_of_replicas_in_service() {
     leads.fetched(2, member(2).broker_epoch, log(9, 10), now);
     assert_eq!(leads.low_watermark(7), 7);
 }
+
+#[test]
+fn f13_clients_are_sent_only_to_followers_in_sync_that_have_the_offset() {
+    let (mut leads, now) = leads_from(0, &[1, 2]);
+    leads.appended(10, now);
+    let readable = |leads: &Leadership, offset| leads.readable_followers(offset);
+    assert_eq!(readable(&leads, 4), [], "nobody knows where 2 is");
+    leads.fetched(2, member(2).broker_epoch, log(4, 8), now);
+    leads.fetched(3, member(3).broker_epoch, log(0, 10), now);
+    assert_eq!(readable(&leads, 3), [], "2 has deleted it already, and 3 is not in sync");
+    assert_eq!(readable(&leads, 4), [(2, 8)]);
+    assert_eq!(readable(&leads, 8), [(2, 8)], "it can wait there for the next");
+    assert_eq!(readable(&leads, 9), []);
+}
