@@ -204,7 +204,8 @@ async fn a_checkpoint_is_made_as_soon_as_many_bytes_are_appended() {
     let volume = volume();
     let broker = Broker::start(volume.path(), image(1, &[(1, &[OURS])])).await;
     let records = batch(1, &vec![7; 1_000_000]);
-    for _ in 0..CHECKPOINT_BYTES / records.len() as u64 {
+    let on_disk = records.len().next_multiple_of(4_096) as u64;
+    for _ in 0..CHECKPOINT_BYTES / on_disk {
         assert_eq!(broker.produce(id(1, 0), records.clone()).await.error, ErrorCode::None);
     }
     assert_eq!(broker.stored()[0].known_at, None);

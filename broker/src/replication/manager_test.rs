@@ -16,6 +16,8 @@ use crate::storage::{LogSettings, StoredLog};
 
 #[path = "hosting_test.rs"]
 mod hosting_test;
+#[path = "offsets_test.rs"]
+mod offsets_test;
 
 const VERSION: i16 = 13;
 const OURS: i32 = 1;
@@ -519,32 +521,6 @@ async fn a_parted_log_is_told_from_the_last_fetched_epoch() {
         broker.manager.leader_epoch_end(id(1, 0), None, 9),
         Ok(EpochEnd { leader_epoch: -1, end_offset: -1 })
     );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn special_and_real_timestamps_are_answered_o1_o2_o3() {
-    let volume = volume();
-    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
-    assert_eq!(broker.find(id(1, 0), -1).unwrap().offset, 0);
-    assert_eq!(broker.find(id(1, 0), -3).unwrap().offset, -1, "an empty log has no largest timestamp");
-    broker.produce(id(1, 0), batch_at(&[100, 300, 200], b"v")).await;
-    broker.produce(id(1, 0), batch_at(&[50, 300], b"v")).await;
-    let found = |timestamp| broker.find(id(1, 0), timestamp).map(|found| (found.offset, found.timestamp));
-    assert_eq!(found(-1), Ok((5, -1)));
-    assert_eq!(found(-2), Ok((0, -1)));
-    assert_eq!(found(-3), Ok((1, 300)), "the first record with it, not the end of its batch");
-    assert_eq!(found(-4), Ok((0, -1)));
-    assert_eq!(found(-5), Ok((-1, -1)));
-    assert_eq!(found(0), Ok((0, 100)));
-    assert_eq!(found(101), Ok((1, 300)), "log order");
-    assert_eq!(found(301), Ok((-1, -1)));
-    let partition = broker.manager.partition(id(1, 0)).unwrap();
-    tokio::task::block_in_place(|| partition.log().set_log_start(2)).unwrap();
-    assert_eq!(found(201), Ok((4, 300)), "a record below the log start does not count");
-    assert_eq!(found(150), Ok((2, 200)));
-    assert_eq!(found(-2), Ok((2, -1)));
-    assert_eq!(broker.find(id(2, 0), -1), Err(ErrorCode::UnknownTopicOrPartition));
-    assert_eq!(broker.find(id(1, 0), -1).unwrap().leader_epoch, 3);
 }
 
 #[tokio::test]

@@ -611,6 +611,7 @@ impl Partition {
 }
 
 /// The producers' state at `end`, from the latest snapshot before it and the batches since, and how to take those back.
+/// Producers have been idle since their last batch was written, not since `now_ms`.
 /// Blocks on the disk.
 fn producers_at(
     id: TopicIdPartition,
@@ -632,8 +633,9 @@ fn producers_at(
     };
     let from = from.max(log.ends().log_start);
     let mut undo_log = UndoLog::new(from);
-    log.replay(from, &mut |header: &BatchHeader| {
-        if let Some(undo) = producers.record(header, now_ms) {
+    log.replay(from, &mut |header: &BatchHeader, written_ms| {
+        // A clock that was ahead when it was written is none to count from.
+        if let Some(undo) = producers.record(header, written_ms.min(now_ms)) {
             undo_log.push(undo, || from);
         }
     })?;

@@ -467,7 +467,7 @@ pub(crate) fn replay_shows_each_header_once(volume: &dyn Volume) {
     log.append(&vec![batch(3, &[1; 200]); 10], 2);
     for from in [0, 1, 3, 14, 29, 30] {
         let mut seen = Vec::new();
-        log.log.replay(from, &mut |header| seen.push(header.base_offset)).expect("readable");
+        log.log.replay(from, &mut |header, _| seen.push(header.base_offset)).expect("readable");
         assert_eq!(seen, (from / 3..10).map(|number| number * 3).collect::<Vec<_>>(), "from {from}");
     }
 }
@@ -563,11 +563,17 @@ pub(crate) fn batches_are_found_by_time_o2_o3(volume: &dyn Volume) {
         assert_eq!(by_time(101, 4), Some(6), "a later start");
         assert_eq!(by_time(301, 0), Some(8));
         assert_eq!(by_time(901, 0), None);
-        assert_eq!(base(log.log.batch_with_max_timestamp().expect("readable")), Some(8), "the first of them");
+        let largest = |offsets| base(log.log.batch_with_max_timestamp(offsets).expect("readable"));
+        assert_eq!(largest(0..12), Some(8), "the first of them");
+        assert_eq!(largest(0..9), Some(2), "one that the range cuts does not count");
+        assert_eq!(largest(3..9), Some(6));
+        assert_eq!(largest(4..6), Some(4));
+        assert_eq!(largest(9..12), Some(10));
+        assert_eq!(largest(4..5), None);
     };
     let store = volume.open();
     let log = open(&store, kept_for_ever());
-    assert!(log.log.batch_with_max_timestamp().expect("an empty log").is_none());
+    assert!(log.log.batch_with_max_timestamp(0..i64::MAX).expect("an empty log").is_none());
     for timestamps in [[90, 100], [150, 300], [10, 20], [120, 300], [900, 40], [900, 900]] {
         log.append(&[batch_at(&timestamps, &[0; 150])], 0);
     }
@@ -577,7 +583,7 @@ pub(crate) fn batches_are_found_by_time_o2_o3(volume: &dyn Volume) {
     let log = open(&store, kept_for_ever());
     check(&log);
     log.log.set_log_start(10).expect("within the log");
-    let last = log.log.batch_with_max_timestamp().expect("readable").expect("one is left");
+    let last = log.log.batch_with_max_timestamp(10..12).expect("readable").expect("one is left");
     assert_eq!(parse_whole(&last).expect("whole").base_offset, 10);
 }
 

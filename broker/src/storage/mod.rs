@@ -32,6 +32,7 @@ pub(crate) mod conformance;
 pub(crate) mod sim_store;
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
@@ -165,7 +166,8 @@ pub struct StoredLog {
 /// What a checkpoint would be good for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CheckpointNeed {
-    /// Bytes appended since the last one, which a start after a crash has to read; a deletion or a cut counts as one.
+    /// Bytes written since the last one as they lie on the disk, deletions and cuts included, which a start after a
+    /// crash has to read.
     pub bytes: u64,
     /// Whether it would give back space that nothing lives in.
     pub gives_space: bool,
@@ -388,8 +390,9 @@ pub trait PartitionLog: Send + Sync + std::fmt::Debug {
     /// Blocks on the disk.
     fn batch_by_time(&self, timestamp: i64, from: i64) -> Result<Option<Bytes>, StorageError>;
 
-    /// The first batch with the largest timestamp of all. Blocks on the disk.
-    fn batch_with_max_timestamp(&self) -> Result<Option<Bytes>, StorageError>;
+    /// Of the batches that lie in `offsets` as a whole and hold records, the first with the largest timestamp. Blocks on
+    /// the disk.
+    fn batch_with_max_timestamp(&self, offsets: Range<i64>) -> Result<Option<Bytes>, StorageError>;
 
     /// Enters that a leader epoch begins at the log end (L1).
     fn begin_epoch(&self, leader_epoch: i32);
@@ -403,8 +406,10 @@ pub trait PartitionLog: Send + Sync + std::fmt::Debug {
     /// The latest epoch known.
     fn latest_epoch(&self) -> Option<i32>;
 
-    /// Shows the headers of all durable batches from the one that contains `from` on. Blocks on the disk.
-    fn replay(&self, from: i64, visit: &mut dyn FnMut(&BatchHeader)) -> Result<(), StorageError>;
+    /// Shows the headers of all durable batches from the one that contains `from` on, each with the time at which it was
+    /// written, ms since 1970 by this broker's clock of then: of what was compacted the latest of its neighbours'. Blocks
+    /// on the disk.
+    fn replay(&self, from: i64, visit: &mut dyn FnMut(&BatchHeader, i64)) -> Result<(), StorageError>;
 
     /// Replaces the settings.
     fn set_settings(&self, settings: LogSettings);

@@ -7,6 +7,7 @@
 mod platter;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -457,9 +458,14 @@ impl PartitionLog for SimLog {
         Ok(self.visible().into_iter().find(matches).map(|batch| batch.bytes))
     }
 
-    fn batch_with_max_timestamp(&self) -> Result<Option<Bytes>, StorageError> {
+    fn batch_with_max_timestamp(&self, offsets: Range<i64>) -> Result<Option<Bytes>, StorageError> {
+        let within = |batch: &Batch| {
+            batch.header.records_count > 0
+                && batch.header.base_offset >= offsets.start
+                && batch.header.next_offset() <= offsets.end
+        };
         let mut best: Option<Batch> = None;
-        for batch in self.visible() {
+        for batch in self.visible().into_iter().filter(within) {
             if best.as_ref().is_none_or(|best| batch.header.max_timestamp > best.header.max_timestamp) {
                 best = Some(batch);
             }
@@ -486,14 +492,15 @@ impl PartitionLog for SimLog {
         self.state.lock().epochs.latest()
     }
 
-    fn replay(&self, from: i64, visit: &mut dyn FnMut(&BatchHeader)) -> Result<(), StorageError> {
+    /// A simulated log knows no times of day: everything was written just now.
+    fn replay(&self, from: i64, visit: &mut dyn FnMut(&BatchHeader, i64)) -> Result<(), StorageError> {
         for batch in self.visible().iter().filter(|batch| batch.header.last_offset() >= from) {
             let header = parse_header(&batch.bytes).map_err(|error| StorageError::Damaged {
                 path: PathBuf::new(),
                 position: 0,
                 problem: error.to_string(),
             })?;
-            visit(&header);
+            visit(&header, i64::MAX);
         }
         Ok(())
     }

@@ -1,10 +1,11 @@
-//! How much has been appended since the last checkpoint.
+//! How much has been written since the last checkpoint.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
-/// Appended bytes after which a checkpoint is made, whatever the time: what a start after a crash has to read.
+/// Written bytes after which a checkpoint is made, whatever the time: what a start after a crash has to read. They count
+/// as they lie on the disk: of a journal its frames, which are whole blocks however small the batches are.
 pub const CHECKPOINT_BYTES: u64 = 384 << 20;
 
 /// See the module documentation.
@@ -15,6 +16,11 @@ pub(super) struct SinceCheckpoint {
 }
 
 impl SinceCheckpoint {
+    /// As if `bytes` had been written since the last checkpoint.
+    pub(super) fn with(bytes: u64) -> Self {
+        Self { bytes: AtomicU64::new(bytes), many: Notify::new() }
+    }
+
     /// Bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)

@@ -46,14 +46,11 @@ pub(super) struct SyncedFrame {
     pub(super) entries: Vec<Placed>,
     /// Where the journal stands after it.
     pub(super) position: Position,
+    /// Bytes that it takes in the journal, which are whole blocks.
+    pub(super) length: u64,
 }
 
 impl SyncedFrame {
-    /// Bytes of its batches.
-    pub(super) fn data_bytes(&self) -> u64 {
-        self.entries.iter().map(|placed| u64::from(placed.entry.data_length())).sum()
-    }
-
     fn has(&self, what: impl Fn(&Entry) -> bool) -> bool {
         self.entries.first().is_some_and(|placed| what(&placed.entry))
     }
@@ -163,7 +160,7 @@ impl Indexer {
         }
         self.shared.tail.indexed(last.position.sequence);
         self.shared.tail.trim(Instant::now(), &self.shared.pool);
-        self.since_flush += frames.iter().map(SyncedFrame::data_bytes).sum::<u64>();
+        self.since_flush += frames.iter().map(|frame| frame.length).sum::<u64>();
         if self.since_flush > MAX_REPLAY_BYTES {
             self.flush()?;
         }

@@ -10,6 +10,7 @@ mod read;
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
@@ -251,7 +252,6 @@ impl PartitionLog for JournalLog {
             return Err(StorageError::TooLarge { size: batch.bytes.len(), limit });
         }
         let Some(log) = self.this.upgrade() else { return Err(StorageError::Gone) };
-        let size = batch.bytes.len() as u64;
         if self.shared.queue.push(Command::Append { log, batch: batch.clone(), admission }).is_err() {
             return Err(self.shared.why_closed());
         }
@@ -259,7 +259,6 @@ impl PartitionLog for JournalLog {
         state.queued.push(batch);
         state.epochs.begin(header.partition_leader_epoch, header.base_offset);
         state.log_end = header.next_offset();
-        self.shared.appended.add(size);
         Ok(())
     }
 
@@ -338,8 +337,8 @@ impl PartitionLog for JournalLog {
         self.find_by_time(timestamp, from)
     }
 
-    fn batch_with_max_timestamp(&self) -> Result<Option<Bytes>, StorageError> {
-        self.find_max_timestamp()
+    fn batch_with_max_timestamp(&self, offsets: Range<i64>) -> Result<Option<Bytes>, StorageError> {
+        self.find_max_timestamp(&offsets)
     }
 
     fn begin_epoch(&self, leader_epoch: i32) {
@@ -361,7 +360,7 @@ impl PartitionLog for JournalLog {
         self.state.lock().epochs.latest()
     }
 
-    fn replay(&self, from: i64, visit: &mut dyn FnMut(&BatchHeader)) -> Result<(), StorageError> {
+    fn replay(&self, from: i64, visit: &mut dyn FnMut(&BatchHeader, i64)) -> Result<(), StorageError> {
         self.replay_from(from, visit)
     }
 

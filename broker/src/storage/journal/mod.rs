@@ -191,7 +191,8 @@ impl JournalStore {
         let mut changes = index.load()?;
         let flushed = changes.position;
         let mut replayed = Replayed::default();
-        recovery::replay(&segments, &first_frames, volume, &index, &mut changes, &mut replayed)?;
+        let replayed_bytes =
+            recovery::replay(&segments, &first_frames, volume, &index, &mut changes, &mut replayed)?;
         segments.remove_unfinished()?;
         let position = changes.position;
         FailPoint::Replayed.pass();
@@ -222,7 +223,8 @@ impl JournalStore {
             replayed: Mutex::new(replayed),
             usage: Mutex::default(),
             rewriting: Mutex::default(),
-            appended: SinceCheckpoint::default(),
+            // A start after the next crash would read them again, if only for what logs derive from them.
+            appended: SinceCheckpoint::with(replayed_bytes),
             next_log: AtomicU64::new(0),
         });
         let start = |source| io_error("starting the threads of", source);
@@ -387,10 +389,7 @@ impl Shared {
 
     /// Writes an entry that is no append, and waits until the index knows it.
     fn change(&self, entry: Entry) -> Result<(), StorageError> {
-        self.ask(|reply| Command::Change { entry, reply })?;
-        // It may have taken the life out of segments.
-        self.appended.add(1);
-        Ok(())
+        self.ask(|reply| Command::Change { entry, reply })
     }
 
     /// Sends the writer a command and waits for its answer.

@@ -23,6 +23,7 @@ const LOOK_BYTES: u64 = 2 * super::writer::MAX_UNSYNCED_BYTES;
 const READ_BYTES: usize = 4 << 20;
 
 /// Applies everything that the journal holds after `changes.position` to the index, and notes the headers of its batches.
+/// Returns the bytes of the frames that it has read.
 pub(super) fn replay(
     segments: &Segments,
     first_frames: &[FirstFrame],
@@ -30,7 +31,7 @@ pub(super) fn replay(
     index: &Index,
     changes: &mut Changes,
     replayed: &mut Replayed,
-) -> Result<(), StorageError> {
+) -> Result<u64, StorageError> {
     let started = std::time::Instant::now();
     let mut bytes = 0;
     let begun = changes.position;
@@ -74,7 +75,7 @@ pub(super) fn replay(
         let millis = started.elapsed().as_millis();
         tracing::info!(bytes, millis, "replayed the journal");
     }
-    Ok(())
+    Ok(bytes)
 }
 
 /// Replays the segment in which `changes.position` is, from there on; returns the bytes of the frames that were whole.

@@ -1,16 +1,18 @@
 //! Batches that a start has seen while it replayed the journal, shown to who opens their log.
 
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use super::{Directory, options};
 use crate::storage::batch::samples::batch;
 use crate::storage::conformance::{Opened, Volume as _, kept_for_ever, partition, try_open};
+use crate::storage::journal::disk::BLOCK;
 use crate::storage::{CheckpointEntry, LogStore, StorageError};
 
 /// Base offset and checksum of the batches that a replay from `from` shows.
 fn replayed(log: &Opened, from: i64) -> Result<Vec<(i64, u32)>, StorageError> {
     let mut seen = Vec::new();
-    log.log.replay(from, &mut |header| seen.push((header.base_offset, header.crc)))?;
+    log.log.replay(from, &mut |header, _| seen.push((header.base_offset, header.crc)))?;
     Ok(seen)
 }
 
@@ -70,4 +72,44 @@ fn what_was_not_replayed_is_read_before_it() {
         }
         store.close();
     }
+}
+
+#[test]
+fn each_batch_is_shown_with_the_time_at_which_it_was_written() {
+    let now = || i64::try_from(UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    let before = now();
+    let (volume, _disk, whole) = crashed();
+    let after = now();
+    let store: Arc<dyn LogStore> = Arc::new(volume.try_open().unwrap());
+    for (number, whole) in whole.iter().enumerate() {
+        let log = try_open(&store, i32::try_from(number).unwrap(), kept_for_ever()).unwrap();
+        let mut times = Vec::new();
+        log.log.replay(0, &mut |_, written_ms| times.push(written_ms)).unwrap();
+        assert_eq!(times.len(), whole.len());
+        assert!(times.is_sorted() && before <= times[0] && times[times.len() - 1] <= after, "{times:?}");
+    }
+}
+
+#[test]
+fn what_a_start_would_have_to_read_counts_in_whole_blocks_until_a_checkpoint() {
+    let (volume, _disk) = Directory::simulated(options());
+    let store = volume.open();
+    let log = try_open(&store, 0, kept_for_ever()).unwrap();
+    let need = || store.checkpoint_need().bytes;
+    for _ in 0..5 {
+        log.append(&[batch(1, b"small")], 0);
+    }
+    assert_eq!(need(), 5 * BLOCK as u64, "one frame each");
+    log.log.set_log_start(1).unwrap();
+    assert_eq!(need(), 6 * BLOCK as u64);
+    let index = volume.index_on_disk();
+    store.close();
+    drop(log);
+    volume.replace_index(&index);
+    let store = volume.open();
+    let replayed = store.checkpoint_need().bytes;
+    assert!(replayed > 0, "a crash again would have it read again");
+    let entry = CheckpointEntry { partition: partition(0), state: None };
+    store.checkpoint(vec![entry], 1).unwrap();
+    assert_eq!(store.checkpoint_need().bytes, 0);
 }

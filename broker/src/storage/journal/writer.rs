@@ -209,7 +209,9 @@ impl Writer {
             Command::Append { .. } => unreachable!("appends are committed in groups"),
             Command::Sync { reply } => Work::Answer(reply),
             Command::Change { entry, reply } => {
-                self.write_frame(&[entry], &mut std::iter::empty(), Way::Direct)?;
+                // It may also take the life out of segments.
+                let (_, _, frame, _) = self.write_frame(&[entry], &mut std::iter::empty(), Way::Direct)?;
+                self.shared.appended.add(frame.len() as u64);
                 Work::Answer(reply)
             }
             Command::Move { runs, reply } => {
@@ -220,7 +222,12 @@ impl Writer {
             Command::Replace { pieces, reply } => {
                 for (entry, bytes) in &pieces {
                     let data = Piece { bytes, stamp: None };
-                    self.write_frame(std::slice::from_ref(entry), &mut std::iter::once(data), Way::Direct)?;
+                    let (_, _, frame, _) = self.write_frame(
+                        std::slice::from_ref(entry),
+                        &mut std::iter::once(data),
+                        Way::Direct,
+                    )?;
+                    self.shared.appended.add(frame.len() as u64);
                 }
                 Work::Answer(reply)
             }
@@ -318,6 +325,7 @@ impl Writer {
             planned.batches.iter().map(|batch| Piece { bytes: &batch.bytes, stamp: Some(batch) })
         });
         let (sequence, memory, frame, positions) = self.write_frame(&entries, &mut pieces, way)?;
+        self.shared.appended.add(frame.len() as u64);
         let mut logs = Vec::with_capacity(runs.len());
         for ((log, run), position) in runs.into_iter().zip(positions) {
             let bytes = frame.slice(position..position + run.length as usize);
@@ -401,8 +409,9 @@ impl Writer {
             at += entry.data_length() as usize;
         }
         let position = Position { segment: segment.id, end, sequence };
-        self.unsynced.push(&segment, length as u64, SyncedFrame { entries: placed, position });
         let (memory, frame) = AlignedBuffer::freeze(buffer);
+        let synced = SyncedFrame { entries: placed, position, length: frame.len() as u64 };
+        self.unsynced.push(&segment, length as u64, synced);
         Ok((sequence, memory, frame, positions))
     }
 

@@ -311,7 +311,6 @@ impl Pass<'_, '_> {
         let sent = pieces.iter().map(|piece| (entry(piece), piece.bytes.clone())).collect();
         let _changing = log.changing.lock();
         shared.ask(|reply| Command::Replace { pieces: sent, reply })?;
-        shared.appended.add(written);
         self.report.written_bytes += written;
         let first = shared.index.first_run(log.partition)?.map(|placed| placed.run);
         let removed_bytes = log.removed_bytes()?;

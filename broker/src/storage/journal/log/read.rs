@@ -365,7 +365,7 @@ impl JournalLog {
     pub(super) fn replay_from(
         &self,
         from: i64,
-        visit: &mut dyn FnMut(&BatchHeader),
+        visit: &mut dyn FnMut(&BatchHeader, i64),
     ) -> Result<(), StorageError> {
         let known = self.shared.replayed.lock().take(self.partition);
         let ends = self.state.lock().ends();
@@ -374,18 +374,19 @@ impl JournalLog {
         }
         self.settle()?;
         let mut next = from;
-        let mut show = |header: &BatchHeader| {
+        let mut show = |header: &BatchHeader, written_ms| {
             if header.last_offset() >= next {
-                visit(header);
+                visit(header, written_ms);
                 next = header.next_offset();
             }
         };
         self.visit_runs_but(&known, from.max(ends.log_start), i64::MAX, |placed, seen| {
+            let written_ms = placed.run.written_ms;
             match seen {
-                Seen::Headers(headers) => headers.iter().for_each(&mut show),
+                Seen::Headers(headers) => headers.iter().for_each(|header| show(header, written_ms)),
                 Seen::Bytes(bytes) => {
                     check_sums(&bytes).map_err(|(position, error)| self.damaged(placed, position, &error))?;
-                    WholeBatches::new(&bytes).for_each(|(_, header)| show(&header));
+                    WholeBatches::new(&bytes).for_each(|(_, header)| show(&header, written_ms));
                 }
             }
             Ok(true)
@@ -419,9 +420,9 @@ impl JournalLog {
         Ok(in_memory.filter_map(|(_, bytes)| first_batch(bytes, matches)).next())
     }
 
-    pub(super) fn find_max_timestamp(&self) -> Result<Option<Bytes>, StorageError> {
+    pub(super) fn find_max_timestamp(&self, offsets: &Range<i64>) -> Result<Option<Bytes>, StorageError> {
         for _ in 0..PLACE_TRIES {
-            if let Some(found) = self.try_find_max_timestamp()? {
+            if let Some(found) = self.try_find_max_timestamp(offsets)? {
                 return Ok(found);
             }
         }
@@ -429,35 +430,35 @@ impl JournalLog {
     }
 
     /// `None` if a run was gone when it was to be read.
-    fn try_find_max_timestamp(&self) -> Result<Option<Option<Bytes>>, StorageError> {
-        let log_start = self.state.lock().ends().log_start;
+    fn try_find_max_timestamp(&self, offsets: &Range<i64>) -> Result<Option<Option<Bytes>>, StorageError> {
         let chunks = self.chunks();
-        let counts = |header: &BatchHeader| header.records_count > 0 && header.last_offset() >= log_start;
-        // The first run may begin below the log start: what its batches hold has to be looked at.
-        let mut best: Option<(i64, Bytes)> = None;
+        let counts = |header: &BatchHeader| {
+            header.records_count > 0
+                && header.base_offset >= offsets.start
+                && header.next_offset() <= offsets.end
+        };
+        // Runs that reach beyond the range: what their batches hold has to be looked at.
+        let mut cut = Vec::new();
         let mut candidate: Option<PlacedRun> = None;
-        let mut cut: Option<PlacedRun> = None;
-        self.shared.index.runs_from(self.partition, log_start, |placed| {
-            if placed.run.base_offset < log_start {
-                cut = Some(placed);
+        self.shared.index.runs_from(self.partition, offsets.start, |placed| {
+            if placed.run.base_offset >= offsets.end {
+                return false;
+            }
+            if placed.run.base_offset < offsets.start || placed.run.next_offset() > offsets.end {
+                cut.push(placed);
             } else if candidate.is_none_or(|best| placed.run.max_timestamp > best.run.max_timestamp) {
                 candidate = Some(placed);
             }
             true
         })?;
-        if let Some(placed) = cut {
+        let mut found = Vec::new();
+        for placed in cut.into_iter().chain(candidate) {
             let Some(bytes) = self.run_bytes(placed)? else { return Ok(None) };
-            best = best_batch(best, &bytes, counts);
+            found.push((placed.run.base_offset, bytes));
         }
-        if let Some(placed) = candidate
-            && best.as_ref().is_none_or(|(timestamp, _)| placed.run.max_timestamp > *timestamp)
-        {
-            let Some(bytes) = self.run_bytes(placed)? else { return Ok(None) };
-            best = best_batch(best, &bytes, counts);
-        }
-        for (_, bytes) in &chunks {
-            best = best_batch(best, bytes, counts);
-        }
+        found.extend(chunks.into_iter().map(|(run, bytes)| (run.base_offset, bytes)));
+        found.sort_by_key(|(base_offset, _)| *base_offset);
+        let best = found.iter().fold(None, |best, (_, bytes)| best_batch(best, bytes, counts));
         Ok(Some(best.map(|(_, batch)| batch)))
     }
 

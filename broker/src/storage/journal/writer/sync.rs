@@ -266,7 +266,7 @@ impl Outbox {
         if frames.is_empty() {
             return;
         }
-        self.bytes += frames.iter().map(SyncedFrame::data_bytes).sum::<u64>();
+        self.bytes += frames.iter().map(|frame| frame.length).sum::<u64>();
         self.since.get_or_insert_with(Instant::now);
         self.frames.extend(frames);
     }
