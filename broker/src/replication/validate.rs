@@ -70,6 +70,13 @@ pub fn validate(
 ) -> Result<ValidatedBatch, Rejection> {
     let batch = single_batch(records, api_version)?;
     check_header(&batch, settings)?;
+    let claims_append_time = batch.header().attributes.timestamp_type() == TimestampType::LogAppendTime;
+    let batch = if claims_append_time && settings.timestamp_type == TimestampType::CreateTime {
+        // P7: the topic's type counts. Readers would take the largest timestamp for that of every record.
+        with_create_time(&batch, batch.header().max_timestamp)?
+    } else {
+        batch
+    };
     let body = batch.decompress(MAX_DECOMPRESSED_BYTES).map_err(reject_body)?;
     let found = check_records(&batch, &body, settings, now_ms)?;
 
@@ -85,7 +92,7 @@ pub fn validate(
     let batch = match settings.timestamp_type {
         TimestampType::LogAppendTime => batch.with_append_time(now_ms),
         TimestampType::CreateTime if batch.header().max_timestamp != found.max_timestamp => {
-            with_max_timestamp(&batch, found.max_timestamp)?
+            with_create_time(&batch, found.max_timestamp)?
         }
         TimestampType::CreateTime => batch,
     };
@@ -256,9 +263,10 @@ fn rebuild(batch: &RecordBatch, body: &RecordBody, codec: Compression) -> Result
     Ok(builder.finish())
 }
 
-fn with_max_timestamp(batch: &RecordBatch, max_timestamp: i64) -> Result<RecordBatch, Rejection> {
+/// The batch with records that have the times of their creation, of which `max_timestamp` is the largest.
+fn with_create_time(batch: &RecordBatch, max_timestamp: i64) -> Result<RecordBatch, Rejection> {
     let mut bytes = batch.bytes().to_vec();
-    set_max_timestamp(&mut bytes, batch.header().attributes.timestamp_type(), max_timestamp);
+    set_max_timestamp(&mut bytes, TimestampType::CreateTime, max_timestamp);
     RecordBatch::split_from(&mut Bytes::from(bytes)).map_err(reject_body)
 }
 

@@ -247,6 +247,19 @@ fn a_client_may_not_claim_log_append_time_p7() {
 }
 
 #[test]
+fn records_keep_their_own_timestamps_whatever_type_a_client_claims_for_them_p7() {
+    let sent = BatchBuilder::new(Compression::None)
+        .append_time(NOW)
+        .append(record(NOW - 2))
+        .append(record(NOW - 1))
+        .build();
+    let valid = check(sent, &TopicSettings::default()).unwrap();
+    assert_eq!(timestamps(&valid), [NOW - 2, NOW - 1]);
+    assert_eq!(valid.header.max_timestamp, NOW - 1);
+    assert_eq!(valid.header.attributes.timestamp_type(), TimestampType::CreateTime);
+}
+
+#[test]
 fn a_compacted_topic_needs_keys_p8() {
     let settings = TopicSettings { compacted: true, ..TopicSettings::default() };
     assert_eq!(code(batch(&[NOW]), &settings), ErrorCode::None);
