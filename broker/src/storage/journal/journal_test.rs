@@ -38,6 +38,8 @@ mod model;
 mod reading;
 #[path = "replay_test.rs"]
 mod replaying;
+#[path = "space_test.rs"]
+mod space;
 
 const VOLUME: Uuid = Uuid::from_u128(7);
 
@@ -219,28 +221,6 @@ fn a_failed_write_stops_the_store_and_a_restart_passes_over_its_half() {
     assert_eq!(reopened.log.ends().log_end, 3);
     reopened.append(&[batch(1, b"on it goes")], 0);
     assert_eq!(reopened.read_all(0).len(), 2);
-}
-
-#[test]
-fn a_full_volume_refuses_appends_until_there_is_space_again() {
-    let (volume, disk) =
-        Directory::simulated(JournalStoreOptions { reserve_bytes: Some(10_000), ..options() });
-    let store = volume.open();
-    let log = open(&store, LogSettings::default());
-    disk.faults().free.store(10_050, Ordering::SeqCst);
-    let refused = log.queue(&batch(1, &[0; 500]), 0).unwrap_err();
-    assert!(matches!(refused, StorageError::Full { free: 10_050, reserve: 10_000, .. }), "{refused}");
-    assert!(refused.to_string().contains("enlarge the volume"), "{refused}");
-    assert!(store.failure().borrow().is_none(), "nothing is broken");
-    assert!(store.checkpoint_need().is_short_of_space);
-    disk.faults().free.store(1 << 30, Ordering::SeqCst);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while log.queue(&batch(1, &[0; 500]), 0).is_err() {
-        assert!(Instant::now() < deadline, "appends are still refused");
-        std::thread::yield_now();
-    }
-    assert!(log.ends.wait(1));
-    assert!(!store.checkpoint_need().is_short_of_space);
 }
 
 #[test]

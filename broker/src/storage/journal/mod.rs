@@ -80,7 +80,7 @@ use read_ahead::ReadAhead;
 use reads::Reads;
 use replayed::Replayed;
 use segments::Segments;
-use space::FreeSpace;
+use space::{FreeSpace, Purpose};
 use tail::TailCache;
 use writer::{Command, Queue, Reply};
 
@@ -284,7 +284,8 @@ impl LogStore for JournalStore {
     fn admit(&self, bytes: usize) -> BoxFuture<'_, Result<Admission, StorageError>> {
         Box::pin(async move {
             self.shared.usable()?;
-            self.shared.space.take(bytes as u64, || self.shared.segments.free_bytes())?;
+            let free_bytes = || self.shared.segments.free_bytes();
+            self.shared.space.take(bytes as u64, Purpose::Append, free_bytes)?;
             // A request larger than the whole queue gets all of it.
             let permits = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.shared.max_queued_bytes);
             let permit = Arc::clone(&self.shared.admissions).acquire_many_owned(permits).await;

@@ -28,6 +28,26 @@ fn reserve(total: u64) -> u64 {
     (total / 50).clamp(RESERVE_BOUNDS.0, RESERVE_BOUNDS.1)
 }
 
+/// What space is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// New records.
+    Append,
+    /// What compaction leaves of old ones: it gives back more than it takes, so it may have a quarter of the reserve. A
+    /// volume full of logs that are only compacted would otherwise stay full.
+    Compaction,
+}
+
+impl Purpose {
+    /// Of a volume's `reserve`, what has to stay free.
+    fn leaves(self, reserve: u64) -> u64 {
+        match self {
+            Self::Append => reserve,
+            Self::Compaction => reserve - reserve / 4,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct FreeSpace {
     path: PathBuf,
@@ -66,9 +86,14 @@ impl FreeSpace {
     }
 
     /// Takes `bytes` from what is free, or refuses. `reusable` is what the store has set aside for itself.
-    pub(super) fn take(&self, bytes: u64, reusable: impl FnOnce() -> u64) -> Result<(), StorageError> {
+    pub(super) fn take(
+        &self,
+        bytes: u64,
+        purpose: Purpose,
+        reusable: impl FnOnce() -> u64,
+    ) -> Result<(), StorageError> {
         let mut state = self.state.lock();
-        let full = state.free.saturating_sub(bytes) < state.reserve;
+        let full = state.free.saturating_sub(bytes) < purpose.leaves(state.reserve);
         let due = state.looked.is_none_or(|at| {
             let age = at.elapsed();
             age > LOOK_AFTER || state.admitted > LOOK_AFTER_BYTES || (full && age > LOOK_AFTER_WHEN_FULL)
@@ -84,12 +109,9 @@ impl FreeSpace {
             state.looked = Some(Instant::now());
             state.admitted = 0;
         }
-        if state.free.saturating_sub(bytes) < state.reserve {
-            return Err(StorageError::Full {
-                path: self.path.clone(),
-                free: state.free,
-                reserve: state.reserve,
-            });
+        let reserve = purpose.leaves(state.reserve);
+        if state.free.saturating_sub(bytes) < reserve {
+            return Err(StorageError::Full { path: self.path.clone(), free: state.free, reserve });
         }
         state.free -= bytes;
         state.admitted += bytes;
@@ -99,7 +121,10 @@ impl FreeSpace {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::super::segment_bytes;
+    use super::super::sim_disk::SimDisk;
     use super::*;
     use crate::volume::kept_bytes;
 
@@ -111,5 +136,19 @@ mod tests {
             assert!(kept + kept / 2 < reserve(total), "{total}");
             assert!(segment_bytes(total) <= kept, "{total}");
         }
+    }
+
+    #[test]
+    fn compaction_may_take_a_quarter_of_what_appends_leave() {
+        let disk = SimDisk::new();
+        disk.faults().free.store(1_500, Ordering::SeqCst);
+        let space = FreeSpace::new(PathBuf::from("volume"), Arc::new(disk), Some(1_000), 0);
+        let take = |bytes, purpose| space.take(bytes, purpose, || 0);
+        assert!(take(501, Purpose::Append).is_err());
+        assert!(take(500, Purpose::Append).is_ok());
+        assert!(take(1, Purpose::Append).is_err());
+        assert!(take(251, Purpose::Compaction).is_err());
+        assert!(take(250, Purpose::Compaction).is_ok());
+        assert!(take(1, Purpose::Compaction).is_err());
     }
 }

@@ -10,6 +10,7 @@ use millrace_protocol::records::{BatchError, RecordBatch};
 
 use super::super::frame::{Cleaned, Entry, Replaced, Run};
 use super::super::keys::PlacedRun;
+use super::super::space::Purpose;
 use super::super::writer::{Command, RUN_BYTES};
 use super::read::timestamp_of;
 use super::{JournalLog, left_between};
@@ -305,7 +306,7 @@ impl Pass<'_, '_> {
             return Ok(false);
         }
         let (log, shared) = (self.log, &self.log.shared);
-        shared.space.take(written, || shared.segments.free_bytes())?;
+        shared.space.take(written, Purpose::Compaction, || shared.segments.free_bytes())?;
         let pieces = std::mem::take(pieces);
         let entry = |piece: &Piece| Entry::Replace(log.partition, piece.replaced, piece.new);
         let sent = pieces.iter().map(|piece| (entry(piece), piece.bytes.clone())).collect();
