@@ -1,6 +1,7 @@
 //! A volume that tests can fill: a file system in memory, which is let go of in the end.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -35,13 +36,21 @@ impl SmallVolume {
 
     /// Takes all that is free.
     pub(crate) fn fill(&self) {
-        let free = Space::of(self.path()).unwrap().free;
-        fallocate(File::create(self.filler()).unwrap(), FallocateFlags::empty(), 0, free).unwrap();
+        let filler = File::create(self.filler()).unwrap();
+        let take = || {
+            let free = Space::of(self.path()).unwrap().free;
+            fallocate(&filler, FallocateFlags::empty(), 0, free)
+        };
+        // Others may write meanwhile: then less is free than a moment ago.
+        assert!((0..100).any(|_| take().is_ok()), "{:?}", take());
     }
 
-    /// Undoes that.
+    /// Undoes that, if it was done.
     pub(crate) fn make_room(&self) {
-        fs::remove_file(self.filler()).unwrap();
+        match fs::remove_file(self.filler()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => panic!("{error}"),
+            _ => {}
+        }
     }
 
     fn filler(&self) -> PathBuf {

@@ -7,19 +7,21 @@ use tempfile::TempDir;
 use crate::run::{from_make, succeed};
 use crate::support::{Broker, Fleet, FleetPlan, until};
 
-fn tool(class: &str, arguments: &[&str], input: &str) -> String {
+/// One of the tools, which gets two minutes.
+pub(crate) fn java(class: &str) -> Command {
     let libraries = format!("{}/*", from_make("MILLRACE_KAFKA_LIBS"));
     let mut command = Command::new("timeout");
-    command.args(["120", "java", "-XX:TieredStopAtLevel=1", "-cp", &libraries, class]).args(arguments);
-    succeed(&mut command, input)
+    command.args(["120", "java", "-XX:TieredStopAtLevel=1", "-cp", &libraries, class]);
+    command
+}
+
+pub(crate) fn tool(class: &str, arguments: &[&str], input: &str) -> String {
+    succeed(java(class).args(arguments), input)
 }
 
 /// What a tool says, on both of its outputs; an error if it fails.
-fn outcome(class: &str, arguments: &[&str]) -> Result<String, String> {
-    let libraries = format!("{}/*", from_make("MILLRACE_KAFKA_LIBS"));
-    let mut command = Command::new("timeout");
-    command.args(["120", "java", "-XX:TieredStopAtLevel=1", "-cp", &libraries, class]).args(arguments);
-    let output = command.output().expect("java can be run");
+pub(crate) fn outcome(class: &str, arguments: &[&str]) -> Result<String, String> {
+    let output = java(class).args(arguments).output().expect("java can be run");
     let said =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     if output.status.success() { Ok(said) } else { Err(said) }

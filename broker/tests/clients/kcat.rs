@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use crate::run::succeed;
 use crate::support::{Broker, Fleet};
 
-fn kcat(bootstrap: &str, arguments: &[&str], input: &str) -> String {
+pub(crate) fn kcat(bootstrap: &str, arguments: &[&str], input: &str) -> String {
     succeed(Command::new("timeout").args(["60", "kcat", "-b", bootstrap]).args(arguments), input)
 }
 

@@ -8,6 +8,7 @@
 mod support;
 
 mod compaction;
+mod full_volume;
 mod java;
 mod kafka;
 mod kcat;

@@ -8,10 +8,16 @@ use tempfile::TempDir;
 use crate::run::{from_make, succeed};
 use crate::support::{Broker, Fleet};
 
-fn script(name: &str, bootstrap: &str) -> String {
+/// One of the scripts, which gets 90 seconds.
+pub(crate) fn python(name: &str, bootstrap: &str) -> Command {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/python").join(name);
-    let python = from_make("MILLRACE_CLIENTS_PYTHON");
-    succeed(Command::new("timeout").args(["90", &python]).arg(path).arg(bootstrap), "")
+    let mut command = Command::new("timeout");
+    command.args(["90", &from_make("MILLRACE_CLIENTS_PYTHON")]).arg(path).arg(bootstrap);
+    command
+}
+
+fn script(name: &str, bootstrap: &str) -> String {
+    succeed(&mut python(name, bootstrap), "")
 }
 
 fn on_one_and_on_three(name: &str) {

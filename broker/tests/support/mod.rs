@@ -10,10 +10,15 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use millrace_broker::volume::Space;
 use millrace_protocol::messages::metadata_request::{MetadataRequest, MetadataRequestTopic};
 use millrace_protocol::{Request, frame};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+// The one of the unit tests.
+#[path = "../../src/volume/small.rs"]
+pub mod small;
 
 /// Time within which a broker that can start has started, on the slowest machine.
 pub const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -34,8 +39,13 @@ impl Broker {
 
     /// The same with settings of `broker.properties` on the command line.
     pub fn dev_with(data_dir: &Path, settings: &[&str]) -> Self {
+        Self::dev_saying(data_dir, settings, Stdio::inherit())
+    }
+
+    /// The same with another standard error.
+    pub fn dev_saying(data_dir: &Path, settings: &[&str], stderr: impl Into<Stdio>) -> Self {
         let mut command = binary();
-        command.arg("dev").arg("--data-dir").arg(data_dir).args(["--port", "0"]);
+        command.arg("dev").arg("--data-dir").arg(data_dir).args(["--port", "0"]).stderr(stderr);
         for setting in settings {
             command.args(["--set", setting]);
         }
@@ -58,6 +68,11 @@ impl Broker {
     /// Asks the process to stop and waits for its end.
     pub fn terminate(mut self) -> ExitStatus {
         terminate(&self.child);
+        wait_for_exit(&mut self.child)
+    }
+
+    /// Waits until the process has ended by itself.
+    pub fn wait(mut self) -> ExitStatus {
         wait_for_exit(&mut self.child)
     }
 
@@ -128,12 +143,14 @@ pub struct FleetPlan {
     pub first_voters: usize,
     /// Lines of every broker's configuration file.
     pub settings: Vec<&'static str>,
+    /// Racks of the first brokers; the others are in none.
+    pub racks: Vec<&'static str>,
 }
 
 impl FleetPlan {
     /// All brokers form the quorum, and nothing is set.
     pub fn of(brokers: usize) -> Self {
-        Self { brokers, first_voters: brokers, settings: Vec::new() }
+        Self { brokers, first_voters: brokers, settings: Vec::new(), racks: Vec::new() }
     }
 }
 
@@ -273,6 +290,11 @@ impl Fleet {
         http(self.ports[number].fleet, method, path, body)
     }
 
+    /// A metric of one broker with its labels, such as `requests_total{api="Fetch"}`; 0 if it has none yet.
+    pub fn metric(&self, number: usize, name: &str) -> u64 {
+        metric(self.ports[number].health, name)
+    }
+
     /// Text of a broker's configuration file.
     pub fn properties(&self, number: usize) -> String {
         let ports = self.ports[number];
@@ -287,7 +309,7 @@ impl Fleet {
              listener.security.protocol.map=CLIENT:PLAINTEXT,FLEET:PLAINTEXT\n\
              inter.broker.listener.name=FLEET\n\
              controller.quorum.bootstrap.servers={}\n\
-             health.listener=127.0.0.1:{}\n{}\n",
+             health.listener=127.0.0.1:{}\n{}{}\n",
             self.cluster_id,
             self.data_dir(number).display(),
             ports.client,
@@ -296,6 +318,7 @@ impl Fleet {
             ports.fleet,
             quorum.join(","),
             ports.health,
+            self.plan.racks.get(number).map(|rack| format!("broker.rack={rack}\n")).unwrap_or_default(),
             self.plan.settings.join("\n"),
         )
     }
@@ -326,17 +349,25 @@ impl Fleet {
 
 /// Sends one request of a client on a connection of its own, and waits for its answer.
 pub fn ask<R: Request>(address: &str, version: i16, request: &R) -> R::Response {
+    try_ask(address, version, request).expect("the broker answers")
+}
+
+/// The same with a broker that may be going down.
+///
+/// # Errors
+/// It does not listen, or ends the connection.
+pub fn try_ask<R: Request>(address: &str, version: i16, request: &R) -> std::io::Result<R::Response> {
     let mut bytes = BytesMut::new();
     frame::encode_request(&mut bytes, version, 1, Some("test"), request)
         .expect("the request fits its version");
-    let mut stream = TcpStream::connect(address).expect("the broker listens");
+    let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout can be set");
-    stream.write_all(&bytes).expect("the broker reads");
+    stream.write_all(&bytes)?;
     let mut length = [0; 4];
-    stream.read_exact(&mut length).expect("the broker answers");
+    stream.read_exact(&mut length)?;
     let mut answer = vec![0; usize::try_from(i32::from_be_bytes(length)).expect("lengths are not negative")];
-    stream.read_exact(&mut answer).expect("the broker answers in full");
-    frame::decode_response::<R>(answer.into(), version).expect("the answer can be read").1
+    stream.read_exact(&mut answer)?;
+    Ok(frame::decode_response::<R>(answer.into(), version).expect("the answer can be read").1)
 }
 
 /// Ports that nobody listens on at the moment. Below those that the system gives to outgoing connections, one of which
@@ -355,8 +386,21 @@ pub fn free_ports(count: usize) -> Vec<u16> {
     ports
 }
 
+/// A metric of the broker whose probes are answered on `port`, see [`Fleet::metric`].
+pub fn metric(port: u16, name: &str) -> u64 {
+    let (_, text) = http_text(port, "GET", "/metrics", None).expect("the broker serves metrics");
+    let value = text.lines().find_map(|line| line.strip_prefix("millrace_broker_")?.strip_prefix(name));
+    value.map_or(0, |value| value.trim().parse().expect("counters are whole numbers"))
+}
+
 /// One HTTP request on a connection of its own; `None` when nobody answers.
 pub fn http(port: u16, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
+    let (status, body) = http_text(port, method, path, body)?;
+    Some((status, serde_json::from_str(&body).unwrap_or(Value::Null)))
+}
+
+/// The same with an answer that is no JSON.
+pub fn http_text(port: u16, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, String)> {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
@@ -371,5 +415,5 @@ pub fn http(port: u16, method: &str, path: &str, body: Option<&Value>) -> Option
     stream.read_to_string(&mut answer).ok()?;
     let status = answer.split(' ').nth(1)?.parse().ok()?;
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    Some((status, serde_json::from_str(body).unwrap_or(Value::Null)))
+    Some((status, body.to_owned()))
 }
