@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod broken_disk;
 mod compaction;
 mod full_volume;
 mod java;
