@@ -9,6 +9,7 @@ mod support;
 
 mod broken_disk;
 mod compaction;
+mod deleted_records;
 mod full_volume;
 mod java;
 mod kafka;
