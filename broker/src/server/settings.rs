@@ -295,6 +295,101 @@ mod tests {
     }
 
     #[test]
+    fn every_setting_of_a_topic_arrives_in_the_field_that_it_is_for() {
+        let config = Arc::clone(&settings(&[]).config);
+        let mut image = image();
+        let values = [
+            ("cleanup.policy", "compact"),
+            ("compression.type", "lz4"),
+            ("delete.retention.ms", "1001"),
+            ("follower.replication.throttled.replicas", "1:2"),
+            ("leader.replication.throttled.replicas", "3:4"),
+            ("log.durability", "written"),
+            ("max.compaction.lag.ms", "1003"),
+            ("max.message.bytes", "1004"),
+            ("message.timestamp.after.max.ms", "1005"),
+            ("message.timestamp.before.max.ms", "1006"),
+            ("message.timestamp.type", "LogAppendTime"),
+            ("min.cleanable.dirty.ratio", "0.25"),
+            ("min.compaction.lag.ms", "1002"),
+            ("min.insync.replicas", "7"),
+            ("retention.bytes", "1008"),
+            ("retention.ms", "1009"),
+            ("segment.bytes", "1048577"),
+        ];
+        // Read by the controller.
+        let elsewhere = ["unclean.leader.election.enable"];
+        let without_effect = registry::topic_keys().iter().filter(|key| key.no_effect_yet.is_some());
+        let named = values.iter().map(|(key, _)| *key).chain(elsewhere);
+        let mut named: Vec<&str> = named.chain(without_effect.map(|key| key.name)).collect();
+        named.sort_unstable();
+        let all: Vec<&str> = registry::topic_keys().iter().map(|key| key.name).collect();
+        assert_eq!(named, all, "a key that this test does not know");
+
+        for (key, value) in values {
+            set(&mut image, ConfigTarget::Topic(TOPIC), key, value);
+        }
+        let resolved = topic_settings(&config, &image, &image.topics[&TOPIC]);
+        let expected = TopicSettings {
+            log: LogSettings {
+                segment_bytes: 1_048_577,
+                delete_old: false,
+                retention_ms: Some(1_009),
+                retention_bytes: Some(1_008),
+                compaction: Some(CompactionSettings {
+                    min_lag_ms: 1_002,
+                    max_lag_ms: 1_003,
+                    delete_retention_ms: 1_001,
+                    min_dirty_millionths: 250_000,
+                }),
+                durability: Durability::Written,
+            },
+            max_message_bytes: 1_004,
+            compacted: true,
+            compression: Some(Compression::Lz4),
+            timestamp_type: TimestampType::LogAppendTime,
+            timestamp_before_max_ms: 1_006,
+            timestamp_after_max_ms: 1_005,
+            min_insync_replicas: 7,
+            leader_throttled: ThrottledReplicas::Listed(vec![(3, 4)]),
+            follower_throttled: ThrottledReplicas::Listed(vec![(1, 2)]),
+        };
+        assert_eq!(resolved, expected);
+    }
+
+    #[test]
+    fn each_word_that_a_setting_of_a_topic_takes_means_what_it_says() {
+        let config = Arc::clone(&settings(&[]).config);
+        let with = |key: &str, value: &str| {
+            let mut image = image();
+            set(&mut image, ConfigTarget::Topic(TOPIC), key, value);
+            topic_settings(&config, &image, &image.topics[&TOPIC])
+        };
+        let codecs = [
+            ("producer", None),
+            ("uncompressed", Some(Compression::None)),
+            ("gzip", Some(Compression::Gzip)),
+            ("snappy", Some(Compression::Snappy)),
+            ("lz4", Some(Compression::Lz4)),
+            ("zstd", Some(Compression::Zstd)),
+        ];
+        for (value, codec) in codecs {
+            assert_eq!(with("compression.type", value).compression, codec, "{value}");
+        }
+        for (value, delete, compact) in
+            [("delete", true, false), ("compact", false, true), ("compact,delete", true, true)]
+        {
+            let TopicSettings { log, compacted, .. } = with("cleanup.policy", value);
+            let found = (log.delete_old, log.compaction.is_some(), compacted);
+            assert_eq!(found, (delete, compact, compact), "{value}");
+        }
+        assert_eq!(with("log.durability", "fsync").log.durability, Durability::Fsync);
+        assert_eq!(with("message.timestamp.type", "CreateTime").timestamp_type, TimestampType::CreateTime);
+        assert_eq!(with("retention.ms", "-1").log.retention_ms, None);
+        assert_eq!(with("retention.bytes", "-1").log.retention_bytes, None);
+    }
+
+    #[test]
     fn the_minimum_in_sync_is_the_topics_then_the_clusters_then_that_of_the_leaders_file() {
         let (mut image, settings) = (image(), settings(&["min.insync.replicas=4"]));
         let minimum = |image: &MetadataImage, leader| settings.min_insync_replicas(image, TOPIC, leader);

@@ -16,3 +16,4 @@ mod kafka;
 mod kcat;
 mod python;
 mod run;
+mod topic_settings;
