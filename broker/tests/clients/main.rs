@@ -14,6 +14,7 @@ mod full_volume;
 mod java;
 mod kafka;
 mod kcat;
+mod nearest_replica;
 mod python;
 mod run;
 mod topic_settings;
