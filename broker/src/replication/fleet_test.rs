@@ -161,6 +161,23 @@ async fn below_min_isr_nothing_becomes_visible_l5_p11() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn records_whose_replicas_have_left_before_the_answer_are_not_acknowledged_p11() {
+    let fleet = Fleet::start(TopicSettings { min_insync_replicas: 2, ..settings() }).await;
+    let parts = vec![ProducePartition { partition: ID, records: batch(1, b"all three had it") }];
+    let pending = fleet.manager(1).append(parts, RequiredAcks::All, 13).await;
+    fleet.until(1, |it| it.high_watermark() == 1).await;
+    fleet.cut_off(2);
+    fleet.cut_off(3);
+    // What the others do not have makes them leave.
+    let alone = fleet.produce_with(1, batch(1, b"on the leader"), RequiredAcks::Leader).await;
+    assert_eq!((alone.error, alone.base_offset), (ErrorCode::None, 1));
+    fleet.until(1, |it| it.watermark().leadership(|leads| leads.isr_len()) == Some(1)).await;
+    let outcome = pending.outcome(DEADLINE).await.remove(0);
+    assert_eq!(outcome.error, ErrorCode::NotEnoughReplicasAfterAppend);
+    assert_eq!(fleet.partition(1).high_watermark(), 1, "consumers see it all the same");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_follower_behind_the_leaders_log_start_begins_there() {
     let fleet = Fleet::start(settings()).await;
     fleet.cut_off(3);
