@@ -89,6 +89,18 @@ impl Broker {
         caught_up: bool,
         settings: TopicSettings,
     ) -> Self {
+        let settings = move |options: &mut ReplicaManagerOptions| {
+            options.topic_settings = Arc::new(move |_| settings.clone());
+        };
+        Self::start_as(volume, first, caught_up, settings).await
+    }
+
+    async fn start_as(
+        volume: &Path,
+        first: Arc<MetadataImage>,
+        caught_up: bool,
+        edit: impl FnOnce(&mut ReplicaManagerOptions),
+    ) -> Self {
         let options = JournalStoreOptions {
             reserve_bytes: Some(0),
             segment_bytes: Some(4 << 20),
@@ -100,12 +112,12 @@ impl Broker {
         let caught_up = watch::Sender::new(caught_up);
         let clock = Arc::new(AtomicI64::new(1_000_000));
         let time = Arc::clone(&clock);
-        let manager = ReplicaManager::start(ReplicaManagerOptions {
+        let mut options = ReplicaManagerOptions {
             store,
             volume_uuid: volume_uuid(),
             images: images.subscribe(),
             caught_up: caught_up.subscribe(),
-            topic_settings: Arc::new(move |_| settings.clone()),
+            topic_settings: Arc::new(|_| TopicSettings::default()),
             throttle_rates: Arc::new(|_| ThrottleRates::default()),
             peers: Arc::new(NoPeers),
             rack_aware_reads: true,
@@ -117,7 +129,9 @@ impl Broker {
             checkpoint_interval: Duration::from_secs(3_600),
             produce_times: crate::metrics::durations::Durations::default(),
             producer_id_expiration: Duration::from_secs(24 * 3_600),
-        });
+        };
+        edit(&mut options);
+        let manager = ReplicaManager::start(options);
         let broker = Self { manager, images, caught_up, clock };
         broker.applied(log_index).await;
         broker
@@ -339,6 +353,34 @@ async fn a_repeated_batch_gets_its_first_offset_even_after_a_restart_i1_i5() {
     }
     let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
     assert_eq!(broker.produce(id(1, 0), sent(2)).await.base_offset, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_is_forgotten_once_it_has_been_idle_for_longer_than_its_expiration_i4() {
+    let volume = volume();
+    let broker = Broker::start_as(volume.path(), image(5, &[(1, &[OURS])]), true, |options| {
+        options.retention_check_interval = Duration::from_millis(5);
+        options.producer_id_expiration = Duration::from_secs(60);
+    })
+    .await;
+    let start = broker.clock.load(Ordering::Relaxed);
+    let sent = |producer, sequence| producer_batch((producer, 0, sequence), &[1_000], b"v");
+    assert_eq!(broker.produce(id(1, 0), sent(7, 0)).await.error, ErrorCode::None);
+    broker.clock.store(start + 1, Ordering::Relaxed);
+    assert_eq!(broker.produce(id(1, 0), sent(8, 0)).await.error, ErrorCode::None);
+    let gap = broker.produce(id(1, 0), sent(7, 5)).await;
+    assert_eq!(gap.error, ErrorCode::OutOfOrderSequenceNumber, "it is known");
+    let partition = broker.manager.partition(id(1, 0)).unwrap();
+    broker.clock.store(start + 60_001, Ordering::Relaxed);
+    let forgotten = async {
+        while partition.last_offsets_of_producers().contains_key(&7) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, forgotten).await.unwrap();
+    assert_eq!(partition.last_offsets_of_producers(), HashMap::from([(8, 1)]), "idle for just as long");
+    assert_eq!(broker.produce(id(1, 0), sent(7, 5)).await.base_offset, 2, "as one that was never here");
+    broker.manager.shutdown().await;
 }
 
 #[tokio::test]
