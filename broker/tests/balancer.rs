@@ -128,6 +128,21 @@ fn an_empty_broker_is_filled_and_another_drained_though_the_controller_is_killed
 }
 
 #[test]
+fn an_empty_broker_is_filled_unasked_where_that_is_switched_on() {
+    let settings = vec!["auto.replica.rebalance.enable=true"];
+    let fleet = Fleet::start_as(FleetPlan { first_voters: 3, settings, ..FleetPlan::of(4) });
+    // Brokers that want nothing of each other are looked at once a minute; a mark has them looked at now.
+    assert!(call(&fleet, 0, "POST", "/v1/brokers/3/cordon", None).is_some());
+    create_topic(&fleet, 0, &[0, 1, 2]);
+    (0..PARTITIONS).for_each(|number| produce_bytes(&fleet, 0, number, 1_000));
+    assert_eq!(replica_counts(&fleet, 0).unwrap(), [8, 8, 8, 0]);
+    assert!(call(&fleet, 0, "DELETE", "/v1/brokers/3/cordon", None).is_some());
+    until("the empty broker to be filled", || (replica_counts(&fleet, 0)? == [6, 6, 6, 6]).then_some(()));
+    until_balanced(&fleet, 0);
+    (0..PARTITIONS).for_each(|number| produce_bytes(&fleet, 0, number, 1_000));
+}
+
+#[test]
 #[ignore = "a measurement"]
 fn how_long_a_drain_takes() {
     let fleet = Fleet::start(3);

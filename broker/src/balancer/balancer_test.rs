@@ -22,7 +22,16 @@ use crate::storage::batch::samples::batch;
 const PARTITIONS: i32 = 12;
 
 fn options() -> BalancerOptions {
-    let config = BrokerConfig::dev(std::path::Path::new("/nowhere"), 0);
+    options_with(&[])
+}
+
+fn automatic() -> BalancerOptions {
+    options_with(&["auto.replica.rebalance.enable=true"])
+}
+
+fn options_with(settings: &[&str]) -> BalancerOptions {
+    let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+    let config = BrokerConfig::dev_with(std::path::Path::new("/nowhere"), 0, &settings).unwrap();
     BalancerOptions::new(&config.balance)
 }
 
@@ -32,13 +41,18 @@ fn id(partition: i32) -> TopicIdPartition {
 
 /// Four brokers, and partitions on the first three.
 async fn fleet() -> Arc<Fleet> {
+    fleet_led_by(|number| number % 3).await
+}
+
+/// The same, where each partition is led by the broker at the place given.
+async fn fleet_led_by(place: impl Fn(usize) -> usize) -> Arc<Fleet> {
     let settings = TopicSettings { min_insync_replicas: 2, ..TopicSettings::default() };
     let fleet = Fleet::start_controlled(settings, 4, 3).await;
     fleet.shared.edit(|image| {
         let topic = image.topics.get_mut(&TOPIC).map(Arc::make_mut).unwrap();
         for number in 1..PARTITIONS {
             let mut state = topic.partitions[0].clone();
-            state.replicas.rotate_left(usize::try_from(number).unwrap() % 3);
+            state.replicas.rotate_left(place(usize::try_from(number).unwrap()));
             state.leader = state.replicas[0].broker_id;
             topic.partitions.push(state);
         }
@@ -99,20 +113,33 @@ async fn look(fleet: &Fleet) {
 }
 
 async fn look_without(fleet: &Fleet, given_up: BTreeSet<BrokerId>) {
+    look_by(fleet, &given_up, &options()).await;
+}
+
+async fn look_by(fleet: &Fleet, given_up: &BTreeSet<BrokerId>, options: &BalancerOptions) {
     let before = image(fleet);
-    if has_work(&before, &options()) {
+    if has_work(&before, options) {
         let load = fleet.manager(1).load().await;
-        for request in next_requests(&before, &load, Some(Interval::default()), &given_up, &options()) {
+        for request in next_requests(&before, &load, Some(Interval::default()), given_up, options) {
             fleet.shared.ask(&request);
         }
     }
 }
 
 async fn balance_until(fleet: &Fleet, what: &str, done: impl Fn(&MetadataImage) -> bool) {
+    balance_by(fleet, &options(), what, done).await;
+}
+
+async fn balance_by(
+    fleet: &Fleet,
+    options: &BalancerOptions,
+    what: &str,
+    done: impl Fn(&MetadataImage) -> bool,
+) {
     let deadline = tokio::time::Instant::now() + DEADLINE;
     while !done(&image(fleet)) {
         assert!(tokio::time::Instant::now() < deadline, "never: {what}; {:?}", image(fleet).balance);
-        look(fleet).await;
+        look_by(fleet, &BTreeSet::new(), options).await;
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -152,6 +179,49 @@ async fn a_broker_that_joins_is_filled_on_request_while_clients_write() {
     let before = image(&fleet);
     look(&fleet).await;
     assert_eq!(image(&fleet), before, "converged means silent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_joins_is_filled_unasked_where_that_is_switched_on_and_only_there() {
+    let fleet = fleet().await;
+    let before = image(&fleet);
+    look_by(&fleet, &BTreeSet::new(), &options()).await;
+    assert_eq!(image(&fleet), before);
+    let is_level = |image: &MetadataImage| {
+        image.balance == BalanceImage::default()
+            && replicas(image).len() == 4
+            && replicas(image).values().all(|count| (8..=10).contains(count))
+    };
+    balance_by(&fleet, &automatic(), "level", is_level).await;
+    until_logs(&fleet, 4, replicas(&image(&fleet))[&4]).await;
+    let level = image(&fleet);
+    look_by(&fleet, &BTreeSet::new(), &automatic()).await;
+    assert_eq!(image(&fleet), level, "converged means silent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaders_are_spread_unasked_if_a_broker_is_off_the_mean_by_more_than_the_threshold() {
+    // Broker 1 is to lead six, the others three each, and broker 4 takes no part.
+    let fleet = fleet_led_by(|number| if number < 3 { 0 } else { number % 3 }).await;
+    fleet.shared.ask(&ControllerRequest::MarkBroker { broker_id: 4, mark: Some(BrokerMark::Cordoned) });
+    let preferred = |image: &MetadataImage| {
+        let mut counts = BTreeMap::<BrokerId, usize>::new();
+        for state in &image.topics[&TOPIC].partitions {
+            *counts.entry(state.replicas[0].broker_id).or_default() += 1;
+        }
+        counts.into_values().collect::<Vec<_>>()
+    };
+    let before = image(&fleet);
+    assert_eq!(preferred(&before), [6, 3, 3]);
+    look(&fleet).await;
+    assert_eq!(image(&fleet), before, "nobody has asked");
+    let tolerant = ["auto.replica.rebalance.enable=true", "replica.imbalance.percentage=60"];
+    look_by(&fleet, &BTreeSet::new(), &options_with(&tolerant)).await;
+    assert_eq!(image(&fleet), before, "six are no more than 60 % above four");
+    let is_level =
+        |image: &MetadataImage| image.balance == BalanceImage::default() && preferred(image) == [4, 4, 4];
+    balance_by(&fleet, &automatic(), "level", is_level).await;
+    assert_eq!(replicas(&image(&fleet)), replicas(&before), "no replica has moved");
 }
 
 #[tokio::test(flavor = "multi_thread")]
