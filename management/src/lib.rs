@@ -33,6 +33,18 @@ pub struct Identity {
     pub member_of_quorum: bool,
 }
 
+/// The metadata that a broker has, in short: `GET /v1/local/metadata`.
+///
+/// Brokers at the same position in the log have the same checksum; if two have not, one of them is defective.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalMetadata {
+    /// Index of the last entry of the metadata log that is in it; 0 before the first.
+    pub log_index: u64,
+    /// CRC-32C of everything else in it.
+    pub checksum: u32,
+}
+
 /// One voter of a quorum to be formed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -99,6 +99,10 @@ async fn a_quorum_is_formed_and_shown() {
     assert_eq!((status, &cluster["controllerId"]), (200, &json!(0)));
     assert_eq!(cluster["brokers"][0]["raftNodeId"], identity["raftNodeId"]);
     assert_eq!(cluster["quorum"]["voters"], json!([identity["raftNodeId"]]));
+    let (status, local) = api.call("GET", "/v1/local/metadata", "").await;
+    let image = api.broker.service.handle().image();
+    let expected = json!({"logIndex": image.log_index, "checksum": image.checksum().unwrap()});
+    assert_eq!((status, local), (200, expected));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -21,7 +21,7 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post, put};
 use millrace_management::{
     API_PREFIX, ApiError, ApplyTopic, ApplyTopicResult, BootstrapQuorum, ClusterView, Identity,
-    ReassignmentsView, ReleaseTopic, SetRack, TopicView, code, kafka_uuid,
+    LocalMetadata, ReassignmentsView, ReleaseTopic, SetRack, TopicView, code, kafka_uuid,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -55,6 +55,7 @@ pub fn router(member: Member, replicas: Arc<OnceLock<ReplicaManager>>, balancer:
         .route("/reassignments", get(reassignments))
         .route("/topics/{name}", get(topic).put(apply_topic).delete(delete_topic))
         .route("/topics/{name}/release", post(release_topic))
+        .route("/local/metadata", get(local_metadata))
         .route("/local/controlled-shutdown", post(controlled_shutdown))
         .merge(balance);
     Router::new()
@@ -126,6 +127,14 @@ struct Done {}
 
 async fn identity(State(member): State<Member>) -> Json<Identity> {
     Json(views::identity(&member))
+}
+
+async fn local_metadata(State(member): State<Member>) -> Answer<LocalMetadata> {
+    let image = member.metadata().image();
+    match image.checksum() {
+        Ok(checksum) => Ok(Json(LocalMetadata { log_index: image.log_index, checksum })),
+        Err(error) => Err(bad_request(format!("this broker's metadata cannot be encoded: {error}"))),
+    }
 }
 
 async fn bootstrap_quorum(State(member): State<Member>, body: Body) -> Answer<Done> {

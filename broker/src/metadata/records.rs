@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crc_fast::CrcAlgorithm;
+use millrace_protocol::wire::EncodeError;
 use uuid::Uuid;
 
 use super::image::{
@@ -238,6 +240,19 @@ impl MetadataImage {
             }));
         }
         records
+    }
+
+    /// CRC-32C of everything in it but its position in the log: the same for all brokers at the same position.
+    ///
+    /// # Errors
+    /// Something in it is too large for the wire, and could not be part of a snapshot either.
+    pub fn checksum(&self) -> Result<u32, EncodeError> {
+        let mut digest = crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi);
+        for record in self.to_records() {
+            digest.update(&record.encode()?);
+        }
+        // CRC-32C has 32 bits.
+        Ok(u32::try_from(digest.finalize()).unwrap_or(u32::MAX))
     }
 
     fn register(&mut self, registration: &Registration, log_index: u64) {

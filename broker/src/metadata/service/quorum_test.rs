@@ -1,5 +1,7 @@
 //! The quorum's life between services in one process; see `tests/quorum.rs` for the same with real processes.
 
+use std::collections::BTreeSet;
+
 use super::tests::{Broker, Plan, directories, eventually, fleet, make_topic, within};
 use super::*;
 use crate::fleet::{CallHandler, Method};
@@ -113,6 +115,24 @@ async fn a_leader_that_has_lost_the_majority_does_not_describe_the_quorum() {
     let told = leader.service.handle().describe_quorum(Duration::from_secs(2)).await;
     assert!(matches!(told, Err(ControllerError::Unavailable { .. })), "{told:?}");
     leader.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn brokers_that_are_equally_far_have_the_same_metadata() {
+    let directories = directories(3);
+    let brokers = by_leadership(&directories).await;
+    let image = |broker: &Broker| broker.service.handle().image();
+    let before = image(&brokers[0]).checksum().unwrap();
+    make_topic(&brokers[0].service.handle(), "orders").await;
+    eventually("all of them are equally far", || {
+        let images: Vec<_> = brokers.iter().map(image).collect();
+        images.iter().all(|one| one.log_index == images[0].log_index && one.topics.len() == 1)
+    })
+    .await;
+    let checksums: BTreeSet<u32> = brokers.iter().map(|it| image(it).checksum().unwrap()).collect();
+    assert_eq!(checksums.len(), 1, "{checksums:?}");
+    assert!(!checksums.contains(&before));
+    stop_all(brokers).await;
 }
 
 /// Whether `asked` agrees that the leader is gone.
