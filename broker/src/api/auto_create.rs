@@ -1,8 +1,9 @@
-//! Topics that come to be because a client asked for their metadata (M2).
+//! Topics that come to be because a client asked for their metadata (M2), or for a coordinator that keeps its state there.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use millrace_protocol::ErrorCode;
 use millrace_protocol::messages::CreateTopicsRequest;
 use millrace_protocol::messages::create_topics_request::CreatableTopic;
 use parking_lot::Mutex;
@@ -28,20 +29,34 @@ impl AutoCreate {
         Self { metadata, in_flight: Arc::default(), tasks }
     }
 
-    /// Starts the creation of those `names` that are not on their way already.
-    pub(super) fn start(&self, names: Vec<String>) {
+    /// Starts the creation of those `names` that are not on their way already, each as `new_topic` says.
+    pub(super) fn start(&self, names: Vec<String>, new_topic: impl Fn(&str) -> CreatableTopic) {
         let names = admit(&mut self.in_flight.lock(), names);
         if names.is_empty() {
             return;
         }
+        let topics = names.iter().map(|name| new_topic(name)).collect();
+        let request = CreateTopicsRequest { topics, ..Default::default() };
         let (metadata, in_flight) = (self.metadata.clone(), Arc::clone(&self.in_flight));
         self.tasks.spawn(async move {
-            let answer = metadata.call(ControllerRequest::CreateTopics(request(&names))).await;
+            let answer = metadata.call(ControllerRequest::CreateTopics(request)).await;
             match answer {
                 Ok(ControllerResponse::CreateTopics(response)) => {
                     for topic in response.topics {
                         let (name, error) = (topic.name.as_str(), topic.error_code);
-                        tracing::info!(topic = name, error, "created a topic that a client asked for");
+                        let message = topic.error_message.as_ref().map_or("", |message| message.as_str());
+                        match ErrorCode::from_code(error) {
+                            Some(ErrorCode::None) => {
+                                tracing::info!(topic = name, "created a topic that a client asked for")
+                            }
+                            Some(ErrorCode::TopicAlreadyExists) => {}
+                            _ => tracing::warn!(
+                                topic = name,
+                                error,
+                                message,
+                                "creating a topic that a client asked for"
+                            ),
+                        }
                     }
                 }
                 Ok(other) => {
@@ -67,17 +82,6 @@ fn admit(in_flight: &mut BTreeSet<String>, names: Vec<String>) -> Vec<String> {
         .collect()
 }
 
-/// Everything is left to the defaults of the cluster.
-fn request(names: &[String]) -> CreateTopicsRequest {
-    let topic = |name: &String| CreatableTopic {
-        name: name.into(),
-        num_partitions: -1,
-        replication_factor: -1,
-        ..Default::default()
-    };
-    CreateTopicsRequest { topics: names.iter().map(topic).collect(), ..Default::default() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::image;
@@ -96,18 +100,11 @@ mod tests {
         assert_eq!(admit(&mut BTreeSet::new(), names).len(), MAX_IN_FLIGHT);
     }
 
-    #[test]
-    fn m2_partitions_and_replicas_are_left_to_the_defaults() {
-        let request = request(&["a".to_owned()]);
-        assert_eq!((request.topics[0].num_partitions, request.topics[0].replication_factor), (-1, -1));
-        assert!(!request.validate_only);
-    }
-
     #[tokio::test]
     async fn a_topic_can_be_asked_for_again_after_a_failure() {
         let tasks = TaskTracker::new();
         let auto_create = AutoCreate::new(MetadataHandle::fixed(image([1])), tasks.clone());
-        auto_create.start(vec!["a".to_owned()]);
+        auto_create.start(vec!["a".to_owned()], |_| CreatableTopic::default());
         tasks.close();
         tasks.wait().await;
         assert!(auto_create.in_flight.lock().is_empty());

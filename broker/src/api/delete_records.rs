@@ -8,7 +8,7 @@ use millrace_protocol::messages::delete_records_response::{
 };
 use millrace_protocol::messages::{DeleteRecordsRequest, DeleteRecordsResponse};
 
-use super::topics;
+use super::{internal_topics, topics};
 use crate::metadata::image::{MetadataImage, TopicIdPartition};
 
 /// Asks for everything that consumers can see to be deleted.
@@ -56,7 +56,7 @@ fn judge(
     partition: i32,
     offset: i64,
 ) -> Result<(TopicIdPartition, Option<i64>), ErrorCode> {
-    if topics::is_internal(topic) {
+    if internal_topics::is_internal(topic) {
         return Err(ErrorCode::InvalidTopicException);
     }
     let found = image.topic_by_name(topic).ok_or(ErrorCode::UnknownTopicOrPartition)?;

@@ -10,8 +10,9 @@ use millrace_protocol::messages::{DescribeTopicPartitionsRequest, DescribeTopicP
 
 use super::authorized::ALL_ON_TOPIC;
 use super::endpoints::{live_broker, offline_replicas};
+use super::internal_topics::is_internal;
 use super::request::RequestContext;
-use super::topics::{is_internal, is_legal_name};
+use super::topics::is_legal_name;
 use crate::metadata::image::{MetadataImage, NO_LEADER, PartitionImage, TopicImage};
 
 /// Answers from `image`, with `max_partitions` at most whatever the client asks for.

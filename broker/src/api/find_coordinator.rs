@@ -1,10 +1,18 @@
-//! FindCoordinator. There are no coordinators yet, and the answer says so in a way that clients retry on.
+//! FindCoordinator. There are no coordinators yet, and the answer says so in a way that clients retry on. The topic that
+//! they will keep their state in comes to be with the first request, as in Kafka.
 
 use millrace_protocol::messages::find_coordinator_response::Coordinator;
 use millrace_protocol::messages::{FindCoordinatorRequest, FindCoordinatorResponse};
 use millrace_protocol::{ErrorCode, StrBytes};
 
+use super::internal_topics;
 use super::request::RequestContext;
+use crate::metadata::image::MetadataImage;
+
+/// The topic that has to be made first, if it is not there.
+pub(super) fn missing_topic(image: &MetadataImage, request: &FindCoordinatorRequest) -> Option<&'static str> {
+    internal_topics::of_coordinator(request.key_type).filter(|name| image.topic_by_name(name).is_none())
+}
 
 /// Answers every key alike.
 pub(super) fn handle(context: &RequestContext, request: &FindCoordinatorRequest) -> FindCoordinatorResponse {

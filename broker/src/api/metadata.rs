@@ -12,8 +12,9 @@ use uuid::Uuid;
 
 use super::authorized::{ALL_ON_CLUSTER, ALL_ON_TOPIC};
 use super::endpoints::{controller_id, live_broker, live_brokers, offline_replicas, wire_port};
+use super::internal_topics::is_internal;
 use super::request::RequestContext;
-use super::topics::{is_internal, is_legal_name};
+use super::topics::is_legal_name;
 use crate::metadata::image::{BrokerId, MetadataImage, NO_LEADER, PartitionImage, TopicImage};
 
 /// An answer, and what it promises to do.

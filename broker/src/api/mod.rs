@@ -30,6 +30,7 @@ mod find_coordinator;
 mod fixtures;
 mod incremental_alter_configs;
 mod init_producer_id;
+mod internal_topics;
 mod list_offsets;
 mod list_partition_reassignments;
 mod metadata;
@@ -167,7 +168,7 @@ impl Api {
             SupportedApi::Metadata => self.answer(frame, |request| {
                 let auto_create = inner.config.auto_create_topics;
                 let answer = metadata::handle(&image, &context, inner.broker_id, auto_create, &request);
-                inner.auto_create.start(answer.create);
+                inner.create(answer.create);
                 answer.response
             }),
             SupportedApi::DescribeCluster => self.answer(frame, |request| {
@@ -180,9 +181,11 @@ impl Api {
             SupportedApi::DescribeConfigs => {
                 self.answer(frame, |request| describe_configs::handle(inner.source(&image), &request))
             }
-            SupportedApi::FindCoordinator => {
-                self.answer(frame, |request| find_coordinator::handle(&context, &request))
-            }
+            SupportedApi::FindCoordinator => self.answer(frame, |request| {
+                let missing = find_coordinator::missing_topic(&image, &request);
+                inner.create(missing.map(str::to_owned).into_iter().collect());
+                find_coordinator::handle(&context, &request)
+            }),
             SupportedApi::ListOffsets => self.answer(frame, |request| {
                 list_offsets::handle(&image, &context, &request, &|query| inner.replicas.list_offset(query))
             }),
@@ -308,6 +311,11 @@ impl Api {
 }
 
 impl Inner {
+    /// Lets topics that a client needs come to be, in the background.
+    fn create(&self, names: Vec<String>) {
+        self.auto_create.start(names, |name| internal_topics::new_topic(name, &self.config.internal_topics));
+    }
+
     fn source<'a>(&'a self, image: &'a MetadataImage) -> Source<'a> {
         Source { image, config: &self.config, own_id: self.broker_id }
     }

@@ -12,8 +12,9 @@ use millrace_protocol::records;
 use millrace_protocol::{ErrorCode, StrBytes};
 
 use super::endpoints::{leader_hint, live_broker, wire_port};
+use super::internal_topics::is_internal;
 use super::request::RequestContext;
-use super::topics::{self, is_internal};
+use super::topics;
 use crate::metadata::image::{MetadataImage, TopicIdPartition};
 use crate::replication::{ProduceOutcome, ProducePartition, RequiredAcks};
 

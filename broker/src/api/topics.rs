@@ -19,11 +19,6 @@ pub(super) fn is_legal_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
-/// Topics that the broker itself writes, and clients may not (P12).
-pub(super) fn is_internal(name: &str) -> bool {
-    matches!(name, "__consumer_offsets" | "__transaction_state" | "__share_group_state")
-}
-
 /// Topic by name, or by id in versions of requests that have no names.
 pub(super) fn find<'a>(
     image: &'a MetadataImage,

@@ -66,6 +66,8 @@ pub struct BrokerConfig {
     pub default_replication_factor: i16,
     /// `min.insync.replicas`.
     pub min_insync_replicas: usize,
+    /// What the topics that brokers keep for themselves are made with.
+    pub internal_topics: InternalTopicsConfig,
     /// `auto.leader.rebalance.enable` and `leader.imbalance.check.interval.seconds`; `None` means never.
     pub leader_rebalance_interval: Option<Duration>,
     /// What the balancer does by itself, and how fast.
@@ -184,6 +186,8 @@ impl BrokerConfig {
              advertised.listeners=PLAINTEXT://localhost:{port},FLEET://localhost:0\n\
              listener.security.protocol.map=PLAINTEXT:PLAINTEXT,FLEET:PLAINTEXT\n\
              controller.quorum.bootstrap.servers=localhost:0\n\
+             offsets.topic.replication.factor=1\n\
+             transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
              {}\n",
             kafka_uuid::format(DEV_CLUSTER_ID),
             settings.join("\n")
@@ -286,6 +290,19 @@ impl BrokerConfig {
             num_partitions: values.number("num.partitions"),
             default_replication_factor: values.number("default.replication.factor"),
             min_insync_replicas: values.number("min.insync.replicas"),
+            internal_topics: InternalTopicsConfig {
+                offsets: InternalTopicConfig {
+                    partitions: values.number("offsets.topic.num.partitions"),
+                    replication_factor: values.number("offsets.topic.replication.factor"),
+                    segment_bytes: values.number("offsets.topic.segment.bytes"),
+                },
+                transactions: InternalTopicConfig {
+                    partitions: values.number("transaction.state.log.num.partitions"),
+                    replication_factor: values.number("transaction.state.log.replication.factor"),
+                    segment_bytes: values.number("transaction.state.log.segment.bytes"),
+                },
+                transactions_min_isr: values.number("transaction.state.log.min.isr"),
+            },
             leader_rebalance_interval: values
                 .flag("auto.leader.rebalance.enable")
                 .then(|| Duration::from_secs(values.number("leader.imbalance.check.interval.seconds"))),
@@ -318,6 +335,28 @@ impl BrokerConfig {
             settings,
         })
     }
+}
+
+/// What the topics that brokers keep for themselves are made with; what is there already stays as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InternalTopicsConfig {
+    /// `offsets.topic.…`.
+    pub offsets: InternalTopicConfig,
+    /// `transaction.state.log.…`.
+    pub transactions: InternalTopicConfig,
+    /// `transaction.state.log.min.isr`.
+    pub transactions_min_isr: i32,
+}
+
+/// What one of them is made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InternalTopicConfig {
+    /// `….num.partitions`.
+    pub partitions: i32,
+    /// `….replication.factor`.
+    pub replication_factor: i16,
+    /// `….segment.bytes`.
+    pub segment_bytes: i32,
 }
 
 /// What the balancer does by itself, and how fast.

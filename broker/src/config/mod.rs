@@ -17,7 +17,9 @@ pub mod topic;
 mod topic_keys;
 mod value;
 
-pub use broker::{BalanceConfig, BrokerConfig, CleanerConfig, ConnectionLimits};
+pub use broker::{
+    BalanceConfig, BrokerConfig, CleanerConfig, ConnectionLimits, InternalTopicConfig, InternalTopicsConfig,
+};
 pub use error::{ConfigError, report};
 pub use listeners::{FleetListener, HostPort, ListenerConfig, TlsFiles};
 pub use quorum::QuorumConfig;

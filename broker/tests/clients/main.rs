@@ -11,6 +11,7 @@ mod broken_disk;
 mod compaction;
 mod deleted_records;
 mod full_volume;
+mod internal_topics;
 mod java;
 mod kafka;
 mod kcat;
