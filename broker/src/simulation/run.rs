@@ -306,3 +306,6 @@ impl Run {
         self.sim.bounce(host(number));
     }
 }
+
+#[path = "scenarios.rs"]
+mod scenarios;
