@@ -23,8 +23,9 @@ use crate::metadata::image::TopicIdPartition;
 use crate::storage::StorageError;
 use crate::storage::batch::{check_layout, check_sums};
 
-/// Most bytes that one call rewrites: it shares the disk with produce requests.
-const BUDGET_BYTES: u64 = 64 << 20;
+/// Live bytes after which one call rewrites no further segment: it shares the disk with produce requests. It may go over
+/// that by one segment. Otherwise segments of which two do not fit would become thin faster than they are rewritten.
+const BUDGET_BYTES: u64 = 96 << 20;
 
 /// Most bytes on their way to the writer at once.
 const PIECE_BYTES: usize = 4 << 20;
@@ -51,7 +52,7 @@ fn choose(mut usage: Vec<Usage>, damaged: &HashSet<u64>) -> Vec<u64> {
     let mut chosen = Vec::new();
     for one in usage {
         let is_thin = one.live > 0 && one.live <= one.length / 2;
-        if !is_thin || taken <= 2 * live + spare || (one.live > left && !chosen.is_empty()) {
+        if !is_thin || taken <= 2 * live + spare || left == 0 {
             break;
         }
         left = left.saturating_sub(one.live);
@@ -156,6 +157,52 @@ mod tests {
     fn a_journal_that_is_well_used_or_small_is_left_alone() {
         for left_alone in [usage(&[60; 10]), usage(&[10, 10]), Vec::new()] {
             assert_eq!(choose(left_alone, &HashSet::new()), Vec::<u64>::new());
+        }
+    }
+
+    /// A journal as far as space goes: what is appended fills one segment after the other.
+    #[derive(Default)]
+    struct Journal {
+        full: Vec<Usage>,
+        end: u64,
+        live: u64,
+    }
+
+    impl Journal {
+        const SEGMENT: u64 = 256 << 20;
+
+        /// Writes `bytes`, of which `percent` live for ever and the others not at all.
+        fn write(&mut self, mut bytes: u64, percent: u64) {
+            while bytes > 0 {
+                let now = bytes.min(Self::SEGMENT - self.end);
+                (self.end, self.live, bytes) = (self.end + now, self.live + now * percent / 100, bytes - now);
+                if self.end == Self::SEGMENT {
+                    let segment = self.full.last().map_or(1, |last| last.segment + 1);
+                    self.full.push(Usage { segment, length: Self::SEGMENT, live: self.live });
+                    (self.end, self.live) = (0, 0);
+                }
+            }
+        }
+
+        fn rewrite(&mut self) {
+            let chosen = choose(self.full.clone(), &HashSet::new());
+            let (rewritten, left) = self.full.drain(..).partition(|one| chosen.contains(&one.segment));
+            self.full = left;
+            self.write(rewritten.iter().map(|one: &Usage| one.live).sum(), 100);
+        }
+    }
+
+    #[test]
+    fn rewriting_keeps_up_with_a_journal_of_which_some_part_lives_for_long() {
+        for percent in 1..=50 {
+            let mut journal = Journal::default();
+            for _checkpoint in 0..400 {
+                journal.write(384 << 20, percent);
+                journal.rewrite();
+            }
+            let live: u64 = journal.full.iter().map(|one| one.live).sum();
+            let taken: u64 = journal.full.iter().map(|one| one.length).sum();
+            assert!(taken <= 2 * live + 4 * Journal::SEGMENT, "{percent} % live: {} %", taken * 100 / live);
         }
     }
 }
