@@ -2,7 +2,7 @@
 //! one on a sound disk has everything that was acknowledged.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use millrace_protocol::ErrorCode;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::kcat::kcat;
 use crate::run::succeed;
 use crate::support::small::SmallVolume;
-use crate::support::{Broker, ask, free_ports, http_text, try_ask, until};
+use crate::support::{Broker, free_ports, http_text, try_ask, until};
 
 /// A file system on a device that has less behind it than it says, as of a thinly provisioned volume.
 struct Disk {
@@ -38,12 +38,17 @@ impl Disk {
         Some(disk)
     }
 
+    fn data_dir(&self) -> PathBuf {
+        self.mount_point.path().join("data")
+    }
+
+    /// Always on another device: the one before may still be held by who copied this machine's mounts meanwhile.
     fn attach(&self) {
-        let mut mount = Command::new("mount");
-        succeed(
-            mount.args(["-o", "loop"]).arg(self.pool.path().join("image")).arg(self.mount_point.path()),
-            "",
-        );
+        let image = self.pool.path().join("image");
+        let device = succeed(Command::new("losetup").args(["--find", "--show"]).arg(image), "");
+        succeed(Command::new("mount").arg(device.trim()).arg(self.mount_point.path()), "");
+        // Once nobody uses it any more.
+        succeed(Command::new("losetup").args(["--detach", device.trim()]), "");
     }
 
     /// From now on what is written to places that were never written before does not reach the device.
@@ -59,8 +64,9 @@ impl Disk {
         succeed(Command::new("python3").args(["-c", script]).arg(self.mount_point.path()), "");
     }
 
-    /// Makes it sound again; nobody uses it.
+    /// Makes it sound again, without what was not synced; nobody uses it.
     fn repair(&self) {
+        self.cut_off();
         succeed(Command::new("umount").arg(self.mount_point.path()), "");
         self.pool.make_room();
         self.attach();
@@ -75,7 +81,8 @@ impl Drop for Disk {
     }
 }
 
-fn create_topic(address: &str, name: &str, durability: &str) {
+/// Whether a topic was made, for certain.
+fn create_topic(address: &str, name: &str, durability: &str) -> bool {
     let config = CreatableTopicConfig {
         name: "log.durability".into(),
         value: Some(durability.into()),
@@ -89,7 +96,7 @@ fn create_topic(address: &str, name: &str, durability: &str) {
         ..Default::default()
     };
     let request = CreateTopicsRequest { topics: vec![topic], timeout_ms: 10_000, ..Default::default() };
-    assert_eq!(ask(address, 7, &request).topics[0].error_code, 0);
+    try_ask(address, 7, &request).is_ok_and(|answer| answer.topics[0].error_code == 0)
 }
 
 /// Whether a record was acknowledged; its value is a line that begins with the number.
@@ -116,27 +123,60 @@ fn stored(address: &str, topic: &str) -> Vec<usize> {
     read.lines().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect()
 }
 
+/// A broker on a disk of its own, with two topics named by their `log.durability` and 20 records.
+struct Victim {
+    broker: Broker,
+    probes: u16,
+    said: TempDir,
+    disk: Disk,
+}
+
+impl Victim {
+    const RECORDS: usize = 20;
+
+    fn start() -> Option<Self> {
+        let (disk, said) = (Disk::mount()?, TempDir::new().unwrap());
+        let probes = free_ports(1)[0];
+        let listener = format!("health.listener=127.0.0.1:{probes}");
+        let stderr = File::create(said.path().join("stderr")).unwrap();
+        let broker = Broker::dev_saying(&disk.data_dir(), &[&listener], stderr);
+        let victim = Self { broker, probes, said, disk };
+        for topic in ["fsync", "written"] {
+            assert!(create_topic(victim.address(), topic, topic));
+        }
+        assert!((0..Self::RECORDS).all(|number| produce(victim.address(), "fsync", number)));
+        assert_eq!(http_text(probes, "GET", "/readyz", None).unwrap().0, 200);
+        Some(victim)
+    }
+
+    fn address(&self) -> &str {
+        &self.broker.address
+    }
+
+    /// Waits until it has ended by itself, and starts another on the repaired disk. Returns what it said last.
+    fn recover(self) -> (String, Broker, Disk) {
+        until("the broker to be not ready, or gone", || {
+            http_text(self.probes, "GET", "/readyz", None)
+                .is_none_or(|(status, _)| status == 503)
+                .then_some(())
+        });
+        assert_eq!(self.broker.wait().code(), Some(1));
+        let said = fs::read_to_string(self.said.path().join("stderr")).unwrap();
+        self.disk.repair();
+        let next = Broker::dev(&self.disk.data_dir());
+        (said.lines().last().unwrap_or_default().to_owned(), next, self.disk)
+    }
+}
+
 /// Has the disk fail in some way while records of topic `written` are produced, and checks what becomes of those whose
 /// topic has them synced. Returns what the broker said at its end.
 fn fail_and_recover(written: &str, fail: fn(&Disk)) -> Option<String> {
-    let disk = Disk::mount()?;
-    let data = disk.mount_point.path().join("data");
-    let said = TempDir::new().unwrap();
-    let log = said.path().join("stderr");
-    let probes = free_ports(1)[0];
-    let listener = format!("health.listener=127.0.0.1:{probes}");
-    let broker = Broker::dev_saying(&data, &[&listener], File::create(&log).unwrap());
-    let address = broker.address.clone();
-    create_topic(&address, "fsync", "fsync");
-    create_topic(&address, "written", "written");
-    let mut acknowledged: Vec<usize> = (0..20).collect();
-    assert!(acknowledged.iter().all(|number| produce(&address, "fsync", *number)));
-    assert_eq!(http_text(probes, "GET", "/readyz", None).unwrap().0, 200);
-
-    fail(&disk);
+    let victim = Victim::start()?;
+    let mut acknowledged: Vec<usize> = (0..Victim::RECORDS).collect();
+    fail(&victim.disk);
     let mut next = acknowledged.len();
     until("a record not to be acknowledged", || {
-        let taken = produce(&address, written, next);
+        let taken = produce(victim.address(), written, next);
         if taken && written == "fsync" {
             acknowledged.push(next);
         }
@@ -144,15 +184,10 @@ fn fail_and_recover(written: &str, fail: fn(&Disk)) -> Option<String> {
         (!taken).then_some(())
     });
     for topic in ["fsync", "written"] {
-        assert!(!produce(&address, topic, next), "a record of {topic} was acknowledged after a failure");
+        let taken = produce(victim.address(), topic, next);
+        assert!(!taken, "a record of {topic} was acknowledged after a failure");
     }
-    until("the broker to be not ready, or gone", || {
-        http_text(probes, "GET", "/readyz", None).is_none_or(|(status, _)| status == 503).then_some(())
-    });
-    assert_eq!(broker.wait().code(), Some(1));
-
-    disk.repair();
-    let broker = Broker::dev(&data);
+    let (said, broker, _disk) = victim.recover();
     let found = stored(&broker.address, "fsync");
     assert!(found.starts_with(&acknowledged), "{found:?} has not all of {acknowledged:?}");
     // What was under way when the disk failed may be there or not.
@@ -162,8 +197,7 @@ fn fail_and_recover(written: &str, fail: fn(&Disk)) -> Option<String> {
         assert_eq!(stored(&broker.address, topic).last(), Some(&next));
     }
     assert!(broker.terminate().success());
-    let said = fs::read_to_string(log).unwrap();
-    Some(said.lines().last().unwrap_or_default().to_owned())
+    Some(said)
 }
 
 #[test]
@@ -182,4 +216,16 @@ fn a_broker_whose_writes_fail_ends_and_has_what_it_acknowledged_when_they_do_not
 fn a_broker_whose_syncs_fail_ends_and_has_what_it_acknowledged_when_they_do_not() {
     let Some(said) = fail_and_recover("written", Disk::exhaust) else { return };
     assert!(said.starts_with("millrace-broker: storage: ") && said.contains("sync"), "{said}");
+}
+
+#[test]
+fn a_broker_whose_metadata_cannot_be_written_ends_and_has_what_it_knew_when_they_can() {
+    let Some(victim) = Victim::start() else { return };
+    victim.disk.cut_off();
+    assert!(!create_topic(victim.address(), "later", "fsync"), "made without a disk");
+    let (said, broker, _disk) = victim.recover();
+    assert!(said.starts_with("millrace-broker: metadata: "), "{said}");
+    assert_eq!(stored(&broker.address, "fsync"), (0..Victim::RECORDS).collect::<Vec<_>>());
+    until("metadata to change again", || create_topic(&broker.address, "last", "fsync").then_some(()));
+    assert!(broker.terminate().success());
 }
