@@ -43,7 +43,9 @@ const IGNORED: [&str; 3] = ["lost+found", LOCK_FILE, META_TEMPORARY];
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
     /// The operating system refuses to let us write.
-    #[error("cannot write to data directory {path}; it must belong to the user that the broker runs as")]
+    #[error(
+        "cannot write to data directory {path}; it must belong to the user that the broker runs as, and its file system must not be mounted read-only"
+    )]
     Unwritable {
         /// The directory.
         path: PathBuf,

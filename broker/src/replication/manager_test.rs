@@ -397,7 +397,8 @@ async fn a_follower_takes_no_batch_of_an_epoch_later_than_its_leaders_l4() {
         RecordBytes::from(batch.append(record).build())
     };
     // The leader's epoch is 3.
-    let refused = followed.append_fetched(3, &sent(0, 4), &admission, 0);
+    let both = [sent(0, 3).into_bytes(), sent(1, 4).into_bytes()].concat();
+    let refused = followed.append_fetched(3, &RecordBytes::from(Bytes::from(both)), &admission, 0);
     assert!(matches!(&refused, Err(FollowError::Rejected(why)) if why.contains("epoch 4")), "{refused:?}");
     assert_eq!(followed.log().ends().log_end, 0);
     assert_eq!(followed.append_fetched(3, &sent(0, 2), &admission, 0).unwrap(), 1, "of an earlier leader");

@@ -33,6 +33,12 @@ impl Partition {
         let mut rest = records.clone().into_bytes();
         while !rest.is_empty() {
             let header = parse_whole(&rest).map_err(|error| rejected(&error))?;
+            if header.partition_leader_epoch > leader_epoch {
+                return Err(FollowError::Rejected(format!(
+                    "a batch of epoch {}, which is later than the leader's, {leader_epoch}",
+                    header.partition_leader_epoch
+                )));
+            }
             batches.push(AppendBatch { bytes: rest.split_to(header.size_in_bytes()), header });
         }
         let mut state = self.state.lock();
@@ -42,12 +48,6 @@ impl Partition {
         }
         for batch in batches {
             let header = batch.header;
-            if header.partition_leader_epoch > leader_epoch {
-                return Err(FollowError::Rejected(format!(
-                    "a batch of epoch {}, which is later than the leader's, {leader_epoch}",
-                    header.partition_leader_epoch
-                )));
-            }
             self.log.append(batch, Arc::clone(admission))?;
             self.record(&mut state, &header, now_ms);
         }
