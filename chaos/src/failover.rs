@@ -12,6 +12,7 @@ use tokio::time::sleep;
 
 use crate::checks::wait_until_replicated;
 use crate::client::Topic;
+use crate::findings::Findings;
 use crate::fleet::{DEADLINE, Fleet, FleetPlan, network, until};
 use crate::run::{Place, Size};
 use crate::workload::{Shared, Workload, WorkloadPlan};
@@ -103,8 +104,11 @@ pub async fn run(args: &FailoverArgs) -> Result<bool> {
         settings: args.set.clone(),
         own_clocks: false,
     };
-    let mut fleet = Fleet::start(&plan).await?;
-    let mut workload = Workload::start(fleet.addresses(), &workload_plan(args)).await?;
+    let mut fleet = Fleet::create(&plan).await?;
+    fleet.start().await?;
+    let findings = Arc::new(Findings::default());
+    let mut workload =
+        Workload::start(fleet.addresses(), &workload_plan(args), Arc::clone(&findings)).await?;
     let shared = Arc::clone(workload.shared());
     let cases = if args.cases.is_empty() { Case::value_variants() } else { &args.cases };
     let (mut rows, load_before) = (Vec::new(), load());
@@ -118,7 +122,6 @@ pub async fn run(args: &FailoverArgs) -> Result<bool> {
     }
     workload.settle(DEADLINE).await?;
     let records = shared.ledger.acknowledged_records();
-    let findings = shared.ledger.findings();
     drop(workload.stop().await);
     fleet.tear_down().await?;
     if args.keep {
@@ -126,7 +129,7 @@ pub async fn run(args: &FailoverArgs) -> Result<bool> {
         eprintln!("logs and volumes: {}", folder.display());
     }
     print(args, &rows, records, [&load_before, &load()])?;
-    Ok(findings.is_empty())
+    Ok(findings.all().is_empty())
 }
 
 async fn one(

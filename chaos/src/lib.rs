@@ -9,6 +9,7 @@
 //! | [`workload`] | idempotent producers, consumers, and the ledger of what was acknowledged and seen |
 //! | [`nemesis`] | which faults come when (a pure function of the seed), and carrying them out |
 //! | [`checks`] | what must hold when all is healed |
+//! | [`findings`] | what was found out, and whether a failure is a broker's fault or the laboratory's |
 //! | [`run`], [`failover`] | the two things it is for: finding losses, measuring gaps |
 //!
 //! Decisions (plans, the lanes of producers, comparisons) are plain functions from values to values, with tests; the
@@ -17,6 +18,7 @@
 pub mod checks;
 pub mod client;
 pub mod failover;
+pub mod findings;
 pub mod fleet;
 pub mod nemesis;
 pub mod run;

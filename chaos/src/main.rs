@@ -1,9 +1,8 @@
 //! Command line of the fault laboratory.
 
-use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
@@ -71,8 +70,10 @@ fn outside(place: &Place) -> Result<bool> {
     let status = world::enter(&arguments);
     world::remove_groups(run);
     let folder = world::folder_of(&place.work_dir, run);
-    if folder.exists() && !folder.join(world::KEPT).exists() {
-        fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let went_well = status.as_ref().is_ok_and(ExitStatus::success);
+    if let Some(round) = world::leave(&folder, went_well)? {
+        let end = status.as_ref().map_or_else(|error| format!("{error:#}"), ToString::to_string);
+        eprintln!("LABORATORY FAILED ({end})\nlogs and volumes: {}\n{round}", folder.display());
     }
     Ok(status?.success())
 }

@@ -14,10 +14,11 @@ use crate::checks::cluster::{ClusterView, judge_topics};
 use crate::checks::replicas::{self, StoppedBroker};
 use crate::checks::wait_until_converged;
 use crate::client::Topic;
+use crate::findings::Findings;
 use crate::fleet::{DEADLINE, Fleet, FleetPlan, broker_folder, network};
 use crate::nemesis::{Kind, Nemesis, Schedule, Shape};
 use crate::workload::moves::Replicas;
-use crate::workload::{Settled, Workload, WorkloadPlan};
+use crate::workload::{Settled, Shared, Workload, WorkloadPlan};
 use crate::world;
 
 /// Partitions of the topic that acknowledges what is synced, and of the one that acknowledges what is written.
@@ -115,9 +116,11 @@ impl RunArgs {
                 clap::ValueEnum::to_possible_value(kind).map(|value| value.get_name().to_owned())
             })
             .collect();
+        let broker = self.place.broker.as_ref();
+        let broker = broker.map_or_else(String::new, |broker| format!(" --broker {}", broker.display()));
         let only = if only.is_empty() { String::new() } else { format!(" --only {}", only.join(",")) };
         format!(
-            "make chaos SEED={seed} CHAOS_ARGUMENTS=\"--brokers {} --replicas {} --seconds {}{only}\"",
+            "make chaos SEED={seed} CHAOS_ARGUMENTS=\"--brokers {} --replicas {} --seconds {}{only}{broker}\"",
             self.size.brokers, self.size.replicas, self.seconds
         )
     }
@@ -145,10 +148,10 @@ impl Place {
     }
 }
 
-/// Runs all rounds; says whether all went well.
+/// Runs all rounds; says whether all went well. A round in which the laboratory fails is the last one.
 ///
 /// # Errors
-/// The laboratory itself does not work.
+/// The laboratory does not work, outside of any round.
 pub async fn run(args: &RunArgs) -> Result<bool> {
     let start = Instant::now();
     let length = Duration::try_from_secs_f64(args.minutes * 60.0).context("--minutes")?;
@@ -159,21 +162,78 @@ pub async fn run(args: &RunArgs) -> Result<bool> {
         let schedule = args.schedule(seed);
         eprintln!("seed {seed}: {} brokers, {} replicas\n{schedule}", args.size.brokers, args.size.replicas);
         let began = Instant::now();
-        let (figures, findings) = round(args, seed, &schedule).await?;
+        let folder = args.place.folder().join(format!("seed-{seed}"));
+        let findings = Arc::new(Findings::default());
+        let mut figures = Figures::default();
+        let outcome = round(args, seed, &schedule, &folder, &findings, &mut figures).await;
+        let report = Report {
+            seed,
+            schedule: &schedule,
+            findings: findings.all(),
+            failure: outcome.err(),
+            folder: &folder,
+            again: args.repeat(seed),
+        };
         rounds += 1;
         let took = began.elapsed().as_secs();
-        eprintln!("seed {seed}: {figures}, {} findings, {took} s", findings.len());
+        eprintln!("seed {seed}: {figures}, {} findings, {took} s", report.findings.len());
         totals.add(&figures);
-        if !findings.is_empty() {
-            keep(args, seed, &schedule, &findings)?;
+        if report.is_good() {
+            fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        } else {
+            eprintln!("{report}");
+            report.keep(&args.place.folder())?;
             bad.push(seed);
         }
-        if rounds >= args.rounds && start.elapsed() >= length {
+        let is_last = rounds >= args.rounds && start.elapsed() >= length;
+        if is_last || report.failure.is_some() {
             break;
         }
     }
-    eprintln!("chaos: {rounds} rounds, {totals}; {} rounds with findings {bad:?}", bad.len());
+    eprintln!("chaos: {rounds} rounds, {totals}; {} rounds with findings or a failure {bad:?}", bad.len());
     Ok(bad.is_empty())
+}
+
+/// What a round came to, and how to see it again.
+struct Report<'a> {
+    seed: u64,
+    schedule: &'a Schedule,
+    findings: Vec<String>,
+    /// Why the laboratory did not get to the end.
+    failure: Option<anyhow::Error>,
+    folder: &'a Path,
+    again: String,
+}
+
+impl Report<'_> {
+    fn is_good(&self) -> bool {
+        self.findings.is_empty() && self.failure.is_none()
+    }
+
+    /// Leaves everything of a bad round where it is, with this beside it.
+    fn keep(&self, run: &Path) -> Result<()> {
+        fs::create_dir_all(self.folder)?;
+        fs::write(run.join(world::KEPT), "")?;
+        fs::write(self.folder.join("findings.txt"), format!("{self}\nschedule:\n{}\n", self.schedule))?;
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if !self.findings.is_empty() {
+            writeln!(f, "FOUND with seed {}, about the brokers:\n{}", self.seed, self.findings.join("\n"))?;
+        }
+        if let Some(failure) = &self.failure {
+            writeln!(
+                f,
+                "LABORATORY FAILED with seed {}, which says nothing about the brokers:\n{failure:#}",
+                self.seed
+            )?;
+        }
+        writeln!(f, "logs and volumes (images of ext4): {}", self.folder.display())?;
+        write!(f, "again: {}", self.again)
+    }
 }
 
 /// What a round was made of.
@@ -188,6 +248,15 @@ struct Figures {
 }
 
 impl Figures {
+    fn count(&mut self, shared: &Shared) {
+        let counters = &shared.counters;
+        self.acknowledged = shared.ledger.acknowledged_records();
+        self.read = counters.read.load(Ordering::Relaxed);
+        self.retries = counters.retries.load(Ordering::Relaxed);
+        self.moves = counters.moves.load(Ordering::Relaxed);
+        self.errors = counters.take_errors();
+    }
+
     fn add(&mut self, other: &Self) {
         self.faults += other.faults;
         self.acknowledged += other.acknowledged;
@@ -210,55 +279,67 @@ impl std::fmt::Display for Figures {
     }
 }
 
-async fn round(args: &RunArgs, seed: u64, schedule: &Schedule) -> Result<(Figures, Vec<String>)> {
-    let folder = args.place.folder().join(format!("seed-{seed}"));
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let mut fleet = Fleet::start(&FleetPlan {
+/// A fleet of its own under load and faults.
+///
+/// # Errors
+/// The laboratory fails. What brokers do wrong is among `findings`.
+async fn round(
+    args: &RunArgs,
+    seed: u64,
+    schedule: &Schedule,
+    folder: &Path,
+    findings: &Arc<Findings>,
+    figures: &mut Figures,
+) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let note = format!("seed {seed}\nagain: {}\n", args.repeat(seed));
+    fs::write(args.place.folder().join(world::ROUND), note)?;
+    let plan = FleetPlan {
         brokers: args.size.brokers,
         program: args.place.program()?,
-        folder: folder.clone(),
+        folder: folder.to_owned(),
         run: args.place.run(),
         settings: settings(),
         own_clocks: schedule.sets_clocks(),
-    })
-    .await
-    .context("starting the fleet")?;
+    };
+    let mut fleet = Fleet::create(&plan).await.context("making the fleet")?;
+    let outcome = hurt(args, seed, schedule, &mut fleet, findings, figures).await;
+    let outcome = findings.take(outcome);
+    // Also for a fleet that did not come up: what it wrote is looked at, and the next round needs its hosts.
+    let read = find_panics(folder, fleet.len(), findings).context("reading logs");
+    let torn_down = fleet.tear_down().await.context("tearing the fleet down");
+    outcome.and(read).and(torn_down)
+}
+
+/// Starts the fleet and a workload, breaks things, and compares when all is healed.
+async fn hurt(
+    args: &RunArgs,
+    seed: u64,
+    schedule: &Schedule,
+    fleet: &mut Fleet,
+    findings: &Arc<Findings>,
+    figures: &mut Figures,
+) -> Result<()> {
+    fleet.start().await.context("starting the fleet")?;
     let plan = workload_plan(args, seed, schedule);
-    let mut workload = Workload::start(fleet.addresses(), &plan).await.context("starting the workload")?;
-    let ledger = Arc::clone(&workload.shared().ledger);
-    let nemesis = Nemesis::new(&mut fleet, Arc::clone(workload.shared()));
-    let faults = nemesis.run(schedule).await?;
-    // From here on what does not work is the brokers' fault.
-    let view = match settle(&mut fleet, &mut workload, schedule).await {
-        Ok(view) => Some(view),
-        Err(error) => {
-            ledger.find(format!("{error:#}"));
-            None
-        }
-    };
-    let shared = workload.stop().await;
-    end_brokers(&mut fleet, seed, &ledger).await?;
+    let mut workload = Workload::start(fleet.addresses(), &plan, Arc::clone(findings)).await?;
+    let shared = Arc::clone(workload.shared());
+    let outcome = async {
+        figures.faults = Nemesis::new(fleet, Arc::clone(&shared)).run(schedule).await?;
+        findings.take(settle(fleet, &mut workload, schedule).await)
+    }
+    .await;
+    workload.stop().await;
+    figures.count(&shared);
+    let view = outcome?;
+    end_brokers(fleet, seed, findings).await?;
     if let Some(view) = view {
-        match compare_volumes(&fleet, &view, &shared.ledger).await {
-            Ok(findings) => findings.into_iter().for_each(|finding| ledger.find(finding)),
-            Err(error) => ledger.find(format!("reading the volumes: {error:#}")),
+        match compare_volumes(fleet, &view, &shared.ledger).await {
+            Ok(found) => found.into_iter().for_each(|finding| findings.find(finding)),
+            Err(error) => findings.find(format!("reading the volumes: {error:#}")),
         }
     }
-    find_panics(&folder, fleet.len(), &ledger)?;
-    fleet.tear_down().await?;
-    let figures = Figures {
-        faults,
-        acknowledged: ledger.acknowledged_records(),
-        read: shared.counters.read.load(Ordering::Relaxed),
-        retries: shared.counters.retries.load(Ordering::Relaxed),
-        moves: shared.counters.moves.load(Ordering::Relaxed),
-        errors: shared.counters.take_errors(),
-    };
-    let findings = ledger.findings();
-    if findings.is_empty() {
-        fs::remove_dir_all(&folder)?;
-    }
-    Ok((figures, findings))
+    Ok(())
 }
 
 /// Everything in service, everything acknowledged, everything in sync, everything read; then compares.
@@ -280,13 +361,14 @@ async fn settle(fleet: &mut Fleet, workload: &mut Workload, schedule: &Schedule)
     }
     let healed = Instant::now();
     let say = |what: &str| eprintln!("  {:6.2} s after healing: {what}", healed.elapsed().as_secs_f64());
-    fleet.wait_until_in_service().await.context("after all was healed")?;
+    let what = "after all was healed";
+    fleet.wait_until_in_service().await.context(what)?;
     say("all in service");
     let Settled { made, topics } = workload.settle(DEADLINE).await?;
     say("all acknowledged");
-    let view = wait_until_converged(&fleet.addresses(), DEADLINE).await.context("after all was healed")?;
+    let view = wait_until_converged(&fleet.addresses(), DEADLINE).await.context(what)?;
     say("all in sync");
-    workload.read_to_the_end(DEADLINE).await.context("after all was healed")?;
+    workload.read_to_the_end(DEADLINE).await.context(what)?;
     say("all read");
     for (place, made) in made.iter().enumerate() {
         let findings = ledger.partition(place).verify(made);
@@ -297,12 +379,10 @@ async fn settle(fleet: &mut Fleet, workload: &mut Workload, schedule: &Schedule)
 }
 
 /// Every other seed ends with a crash, the others in order.
-async fn end_brokers(fleet: &mut Fleet, seed: u64, ledger: &crate::workload::ledger::Ledger) -> Result<()> {
+async fn end_brokers(fleet: &mut Fleet, seed: u64, findings: &Findings) -> Result<()> {
     for broker in fleet.brokers_mut() {
-        if !seed.is_multiple_of(2)
-            && let Err(error) = broker.terminate().await
-        {
-            ledger.find(format!("{error:#}"));
+        if !seed.is_multiple_of(2) {
+            findings.take(broker.terminate().await)?;
         }
         broker.kill().await?;
     }
@@ -328,12 +408,16 @@ async fn compare_volumes(
     .await?
 }
 
-fn find_panics(folder: &Path, brokers: usize, ledger: &crate::workload::ledger::Ledger) -> Result<()> {
+fn find_panics(folder: &Path, brokers: usize, findings: &Findings) -> Result<()> {
     for number in 0..brokers {
         let path = broker_folder(folder, number).join("broker.log");
-        let log = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        for line in log.lines().filter(|line| line.contains("panicked at")) {
-            ledger.find(format!("broker {number}: {line}"));
+        let log = match fs::read(&path) {
+            // It was never started.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            log => log.with_context(|| path.display().to_string())?,
+        };
+        for line in String::from_utf8_lossy(&log).lines().filter(|line| line.contains("panicked at")) {
+            findings.find(format!("broker {number}: {line}"));
         }
     }
     Ok(())
@@ -384,18 +468,44 @@ fn workload_plan(args: &RunArgs, seed: u64, schedule: &Schedule) -> WorkloadPlan
     }
 }
 
-/// Leaves everything of a bad round where it is, with a note of what was found and how to see it again.
-fn keep(args: &RunArgs, seed: u64, schedule: &Schedule, findings: &[String]) -> Result<()> {
-    let folder = args.place.folder();
-    let text =
-        format!("seed {seed}\n{schedule}\n\n{}\n\nagain: {}\n", findings.join("\n"), args.repeat(seed));
-    fs::write(folder.join(format!("seed-{seed}")).join("findings.txt"), &text)?;
-    fs::write(folder.join(world::KEPT), "")?;
-    eprintln!(
-        "FOUND with seed {seed}:\n{}\nlogs and volumes (images of ext4): {}\nagain: {}",
-        findings.join("\n"),
-        folder.join(format!("seed-{seed}")).display(),
-        args.repeat(seed)
-    );
-    Ok(())
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod tests {
+    use super::*;
+
+    fn report<'a>(
+        folder: &'a Path,
+        schedule: &'a Schedule,
+        findings: &[&str],
+        failure: Option<&str>,
+    ) -> Report<'a> {
+        Report {
+            seed: 7,
+            schedule,
+            findings: findings.iter().map(|finding| (*finding).to_owned()).collect(),
+            failure: failure.map(|why| anyhow::anyhow!(why.to_owned())),
+            folder,
+            again: "make chaos SEED=7".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_finding_and_a_failure_are_told_apart_and_both_are_kept_with_how_to_repeat_them() {
+        let run = std::env::temp_dir().join(format!("millrace-chaos-test-report-{}", std::process::id()));
+        let (folder, schedule) = (run.join("seed-7"), Schedule { steps: Vec::new(), written: false });
+        let found = report(&folder, &schedule, &["broker 1 was asked to stop: exit status: 3"], None);
+        let failed = report(&folder, &schedule, &[], Some("mount: not found"));
+        assert!(report(&folder, &schedule, &[], None).is_good());
+        for (report, says, says_not) in [(found, "FOUND", "FAILED"), (failed, "LABORATORY FAILED", "FOUND")] {
+            assert!(!report.is_good());
+            report.keep(&run).unwrap();
+            let text = fs::read_to_string(folder.join("findings.txt")).unwrap();
+            assert!(text.contains(says) && !text.contains(says_not), "{text}");
+            for what in ["seed 7", "again: make chaos SEED=7", &folder.display().to_string()] {
+                assert!(text.contains(what), "{what} is not in {text}");
+            }
+            assert!(run.join(world::KEPT).exists());
+            fs::remove_dir_all(&run).unwrap();
+        }
+    }
 }

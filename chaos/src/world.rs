@@ -107,6 +107,26 @@ pub fn remove_groups(pid: u32) {
 /// File that marks a run's folder as one to keep.
 pub const KEPT: &str = "finding.txt";
 
+/// File in a run's folder that says what runs there at the moment, and how to repeat it.
+pub const ROUND: &str = "round.txt";
+
+/// Deals with the folder of a run that has ended: it goes if all went well, and it is kept otherwise. Says what ran
+/// there last if nobody has said so yet: a program that is killed, or panics, cannot.
+///
+/// # Errors
+/// It cannot be removed, or marked.
+pub fn leave(folder: &Path, went_well: bool) -> Result<Option<String>> {
+    if !folder.exists() || folder.join(KEPT).exists() {
+        return Ok(None);
+    }
+    if went_well {
+        fs::remove_dir_all(folder).with_context(|| folder.display().to_string())?;
+        return Ok(None);
+    }
+    fs::write(folder.join(KEPT), "").with_context(|| folder.display().to_string())?;
+    Ok(Some(fs::read_to_string(folder.join(ROUND)).unwrap_or_default()))
+}
+
 fn is_gone(pid: u32) -> bool {
     !Path::new("/proc").join(pid.to_string()).exists()
 }
@@ -115,6 +135,22 @@ fn is_gone(pid: u32) -> bool {
 #[expect(clippy::unwrap_used, reason = "tests may panic")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_that_ends_without_a_word_leaves_its_folder_and_how_to_repeat_it() {
+        let work = std::env::temp_dir().join(format!("millrace-chaos-test-leave-{}", std::process::id()));
+        let folder = folder_of(&work, 1);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(ROUND), "again: make chaos SEED=7").unwrap();
+        assert_eq!(leave(&folder, false).unwrap().unwrap(), "again: make chaos SEED=7");
+        assert_eq!(leave(&folder, false).unwrap(), None, "it is told once");
+        assert_eq!(leave(&folder, true).unwrap(), None);
+        assert!(folder.exists(), "what is marked stays");
+        fs::remove_file(folder.join(KEPT)).unwrap();
+        assert_eq!(leave(&folder, true).unwrap(), None);
+        assert!(!folder.exists());
+        fs::remove_dir_all(&work).unwrap();
+    }
 
     #[test]
     fn leftovers_of_dead_runs_go_and_findings_and_live_runs_stay() {

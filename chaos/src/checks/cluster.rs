@@ -10,6 +10,7 @@ use millrace_protocol::messages::describe_topic_partitions_request::{Cursor, Top
 use uuid::Uuid;
 
 use crate::client::Connection;
+use crate::findings::Blame;
 use crate::fleet::until;
 use crate::workload::{Shared, churn};
 
@@ -109,7 +110,7 @@ pub async fn wait_until_replicated(shared: &Shared, within: Duration) -> Result<
 /// Waits until all brokers describe the same cluster, with all replicas in sync, and returns that.
 ///
 /// # Errors
-/// They do not in time; says where they differ, or what is not in sync.
+/// With [`Blame`] if they do not in time; says where they differ, or what is not in sync.
 pub async fn wait_until_converged(addresses: &[SocketAddr], within: Duration) -> Result<ClusterView> {
     let mut last = String::new();
     let converged = until("all brokers to say the same, with everything in sync", within, async || {
@@ -136,7 +137,7 @@ pub async fn wait_until_converged(addresses: &[SocketAddr], within: Duration) ->
         }
         Some(first.clone())
     });
-    converged.await.context(last.clone())
+    converged.await.context(Blame(last.clone()))
 }
 
 fn first_not_replicated(view: &ClusterView) -> Option<String> {

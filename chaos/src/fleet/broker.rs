@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::{Child, Command};
+use anyhow::{Context as _, Result, anyhow};
+use rustix::process::Signal;
+use tokio::process::Command;
 
 use super::clock::Clock;
 use super::disk::Disk;
+use super::process::{Process, Stop};
 use super::{CLUSTER_ID, DEADLINE, FleetPlan, broker_folder, management, network, until};
+use crate::findings::Blame;
 use crate::world;
 
 /// Port of the client listener.
@@ -34,7 +36,7 @@ pub struct Broker {
     log: PathBuf,
     disk: Disk,
     clock: Option<Clock>,
-    process: Option<Child>,
+    process: Option<Process>,
 }
 
 impl Broker {
@@ -93,13 +95,12 @@ impl Broker {
             .stdout(log.try_clone()?)
             .stderr(log)
             // Ctrl-C is for the run, which then ends with everything in it.
-            .process_group(0)
-            .kill_on_drop(true);
+            .process_group(0);
         if let Some(clock) = &self.clock {
             command.envs(clock.environment());
         }
-        let process = command.spawn().context("starting a broker")?;
-        self.disk.adopt(process.id().context("a process that was just started has an id")?)?;
+        let process = Process::spawn(&mut command).context("starting a broker")?;
+        self.disk.adopt(process.pid())?;
         self.process = Some(process);
         Ok(())
     }
@@ -119,26 +120,23 @@ impl Broker {
     /// It does not end.
     pub async fn reap(&mut self) -> Result<()> {
         let Some(mut process) = self.process.take() else { return Ok(()) };
-        tokio::time::timeout(STOP_DEADLINE, process.wait())
-            .await
-            .with_context(|| format!("broker {} was killed and does not end", self.number))??;
+        process.reap(STOP_DEADLINE).await.with_context(|| format!("broker {}", self.number))?;
         Ok(())
     }
 
-    /// Asks the process to stop and waits until it has.
+    /// Asks the process to stop and waits until it has; afterwards it has ended, in whatever way.
     ///
     /// # Errors
-    /// It does not stop in time, or says that something failed.
+    /// With [`Blame`] if it does not stop in time, or says that something failed.
     pub async fn terminate(&mut self) -> Result<()> {
-        self.signal(Signal::TERM)?;
         let Some(mut process) = self.process.take() else { return Ok(()) };
-        let Ok(status) = tokio::time::timeout(STOP_DEADLINE, process.wait()).await else {
-            self.process = Some(process);
-            bail!("broker {} was asked to stop and still runs after {STOP_DEADLINE:?}", self.number);
+        let stop = process.stop(STOP_DEADLINE).await.with_context(|| format!("broker {}", self.number))?;
+        let what = match stop {
+            Stop::Ended(status) if status.success() => return Ok(()),
+            Stop::Ended(status) => status.to_string(),
+            Stop::Killed => format!("it still ran after {STOP_DEADLINE:?} and was killed"),
         };
-        let status = status?;
-        anyhow::ensure!(status.success(), "broker {} was asked to stop: {status}", self.number);
-        Ok(())
+        Err(anyhow!(what).context(Blame(format!("broker {} was asked to stop", self.number))))
     }
 
     /// Sends a signal to the process, if one runs.
@@ -146,12 +144,7 @@ impl Broker {
     /// # Errors
     /// It cannot be sent.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let Some(pid) = self.process.as_ref().and_then(Child::id) else { return Ok(()) };
-        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a process id is positive")?;
-        match kill_process(pid, signal) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(error).context("sending a signal"),
-        }
+        self.process.as_ref().map_or(Ok(()), |process| process.signal(signal))
     }
 
     /// Stops the process (SIGSTOP) and waits until none of its threads is in the middle of a system call any more; that
@@ -161,8 +154,8 @@ impl Broker {
     /// The signal cannot be sent, or a thread does not stop.
     pub async fn pause(&self) -> Result<()> {
         self.signal(Signal::STOP)?;
-        let Some(pid) = self.process.as_ref().and_then(Child::id) else { return Ok(()) };
-        let threads = Path::new("/proc").join(pid.to_string()).join("task");
+        let Some(process) = &self.process else { return Ok(()) };
+        let threads = Path::new("/proc").join(process.pid().to_string()).join("task");
         until("every thread to stop", STOP_DEADLINE, async || {
             let threads = fs::read_dir(&threads).ok()?;
             let stopped = |entry: std::io::Result<fs::DirEntry>| {
@@ -182,7 +175,7 @@ impl Broker {
     /// The system does not tell.
     pub fn has_ended(&mut self) -> Result<Option<ExitStatus>> {
         let Some(process) = &mut self.process else { return Ok(None) };
-        let status = process.try_wait()?;
+        let status = process.ended()?;
         if status.is_some() {
             self.process = None;
         }
@@ -192,13 +185,13 @@ impl Broker {
     /// Waits until the broker says that it is ready.
     ///
     /// # Errors
-    /// Its process ends, or it does not get ready in time; with what it says.
+    /// With [`Blame`] if its process ends, or it does not get ready in time; with what it says.
     pub async fn wait_until_ready(&mut self) -> Result<()> {
         let number = self.number;
         let mut last = String::new();
         let outcome = until("it to be ready", DEADLINE, async || {
             if let Ok(Some(status)) = self.has_ended() {
-                return Some(Err(anyhow::anyhow!("its process ended: {status}")));
+                return Some(Err(anyhow!("its process ended: {status}")));
             }
             match management::ready(number).await {
                 Ok(()) => Some(Ok(())),
@@ -210,7 +203,7 @@ impl Broker {
         })
         .await
         .and_then(|outcome| outcome);
-        outcome.with_context(|| format!("broker {number} ({last}); log: {}", self.log.display()))
+        outcome.with_context(|| Blame(format!("broker {number} ({last}); log: {}", self.log.display())))
     }
 }
 

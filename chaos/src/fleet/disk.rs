@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use rustix::process::Pid;
 
 use super::shell::run;
 
@@ -154,7 +155,7 @@ impl Disk {
     ///
     /// # Errors
     /// The process is gone.
-    pub fn adopt(&self, pid: u32) -> Result<()> {
+    pub fn adopt(&self, pid: Pid) -> Result<()> {
         let Some(group) = &self.control_group else { return Ok(()) };
         fs::write(group.join("cgroup.procs"), pid.to_string()).context("cgroup.procs")
     }

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod disk;
 pub mod management;
 pub mod network;
+pub mod process;
 pub mod shell;
 
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::findings::Blame;
 use broker::Broker;
 
 /// Time within which whatever must come to be has come to be, on the slowest machine.
@@ -52,24 +54,31 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Makes hosts and volumes, starts all brokers, forms their quorum, and waits until all are in service.
+    /// Makes hosts and volumes; starts nothing.
     ///
     /// # Errors
-    /// A tool fails, or a broker does not come up.
-    pub async fn start(plan: &FleetPlan) -> Result<Self> {
+    /// A tool fails.
+    pub async fn create(plan: &FleetPlan) -> Result<Self> {
         ensure!((1..=9).contains(&plan.brokers), "a fleet has 1 to 9 brokers");
         let mut brokers = Vec::new();
         for number in 0..plan.brokers {
             network::create_host(number).await?;
             brokers.push(Broker::create(plan, number).await?);
         }
-        let mut fleet = Self { brokers };
-        for number in 0..plan.brokers {
-            fleet.brokers[number].start()?;
+        Ok(Self { brokers })
+    }
+
+    /// Starts all brokers, forms their quorum, and waits until all are in service.
+    ///
+    /// # Errors
+    /// A broker cannot be started, or, with [`Blame`], does not come up.
+    pub async fn start(&mut self) -> Result<()> {
+        for broker in &mut self.brokers {
+            broker.start()?;
         }
-        fleet.form_quorum(plan.brokers.min(3)).await?;
-        fleet.wait_until_in_service().await?;
-        Ok(fleet)
+        let voters = self.brokers.len().min(3);
+        self.form_quorum(voters).await.context(Blame("forming the quorum".to_owned()))?;
+        self.wait_until_in_service().await
     }
 
     async fn form_quorum(&self, voters: usize) -> Result<()> {
@@ -82,7 +91,7 @@ impl Fleet {
             members.push(json!({"raftNodeId": identity["raftNodeId"], "address": identity["address"]}));
         }
         let body = json!({"clusterId": CLUSTER_ID, "voters": members});
-        management::post(0, "/v1/quorum/bootstrap", &body).await.context("forming the quorum").map(drop)
+        management::post(0, "/v1/quorum/bootstrap", &body).await.map(drop)
     }
 
     /// Number of brokers.
@@ -155,7 +164,7 @@ impl Fleet {
     /// Waits until every broker says that it is ready, and that all others are in service.
     ///
     /// # Errors
-    /// One does not in time; says which, and what it says instead.
+    /// With [`Blame`] if one does not in time; says which, and what it says instead.
     pub async fn wait_until_in_service(&mut self) -> Result<()> {
         for number in 0..self.brokers.len() {
             self.brokers[number].wait_until_ready().await?;

@@ -38,8 +38,19 @@ impl<'a> Nemesis<'a> {
     /// Carries out a schedule from now on and takes everything back. Returns how many faults there were.
     ///
     /// # Errors
-    /// A fault cannot be made or taken back.
+    /// A fault cannot be made or taken back; the others are taken back all the same, as nothing ends on a volume that
+    /// hangs.
     pub async fn run(mut self, schedule: &Schedule) -> Result<usize> {
+        let outcome = self.carry_out(schedule).await;
+        for (_, fault, victims) in std::mem::take(&mut self.open) {
+            if let Err(error) = self.end(&fault, &victims).await {
+                self.say(&format!("not taken back: {fault}: {error:#}"));
+            }
+        }
+        outcome.map(|()| self.carried_out)
+    }
+
+    async fn carry_out(&mut self, schedule: &Schedule) -> Result<()> {
         self.start = Instant::now();
         for step in &schedule.steps {
             self.end_until(self.start + step.at).await?;
@@ -54,13 +65,20 @@ impl<'a> Nemesis<'a> {
             };
             let what = || format!("{fault} (brokers {victims:?})");
             self.say(&what());
-            if self.begin(fault, &victims).await.with_context(what)? {
-                self.carried_out += 1;
-                self.open.push((Instant::now() + step.lasts, fault.clone(), victims));
+            match self.begin(fault, &victims).await.with_context(what) {
+                Ok(false) => {}
+                Ok(true) => {
+                    self.carried_out += 1;
+                    self.open.push((Instant::now() + step.lasts, fault.clone(), victims));
+                }
+                Err(error) => {
+                    // It may have begun.
+                    self.open.push((Instant::now(), fault.clone(), victims));
+                    return Err(error);
+                }
             }
         }
-        self.end_all().await?;
-        Ok(self.carried_out)
+        self.end_all().await
     }
 
     /// Waits until everything is over, and takes it back.
@@ -146,7 +164,10 @@ impl<'a> Nemesis<'a> {
                     broker.reap().await?;
                 }
             }
-            Fault::Terminate { .. } => self.fleet.broker_mut(first).terminate().await?,
+            Fault::Terminate { .. } => {
+                let outcome = self.fleet.broker_mut(first).terminate().await;
+                self.shared.ledger.findings().take(outcome)?;
+            }
             Fault::Pause { .. } => self.fleet.broker(first).pause().await?,
             Fault::RestartLoop { times, each, .. } => {
                 for _ in 0..*times {

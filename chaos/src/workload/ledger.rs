@@ -4,11 +4,12 @@
 //! that say which record, where.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::lane::Batch;
 use super::record::RecordId;
+use crate::findings::Findings;
 
 /// Findings of one kind that are told; more of the same help nobody.
 const TOLD: usize = 20;
@@ -236,18 +237,18 @@ fn limited(mut findings: Vec<String>, what: &str) -> Vec<String> {
     findings
 }
 
-/// The ledger of a whole workload, and all findings.
+/// The ledger of a whole workload.
 #[derive(Debug)]
 pub struct Ledger {
     partitions: Vec<(PartitionName, Mutex<PartitionLedger>)>,
-    findings: Mutex<Vec<String>>,
+    findings: Arc<Findings>,
 }
 
 impl Ledger {
-    /// An empty one.
-    pub fn new(partitions: Vec<PartitionName>) -> Self {
+    /// An empty one, which enters what is wrong among `findings`.
+    pub fn new(partitions: Vec<PartitionName>, findings: Arc<Findings>) -> Self {
         let partitions = partitions.into_iter().map(|name| (name, Mutex::default())).collect();
-        Self { partitions, findings: Mutex::default() }
+        Self { partitions, findings }
     }
 
     /// The partitions of the workload.
@@ -281,14 +282,14 @@ impl Ledger {
         self.partitions[place].1.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// All findings, those about anything else too.
+    pub fn findings(&self) -> &Findings {
+        &self.findings
+    }
+
     /// Enters a finding, and tells it.
     pub fn find(&self, finding: impl Into<String>) {
-        let finding = finding.into();
-        let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
-        if findings.len() < 20 * TOLD && !findings.contains(&finding) {
-            eprintln!("  FINDING: {finding}");
-            findings.push(finding);
-        }
+        self.findings.find(finding);
     }
 
     /// Enters what went wrong in the partition at `place`.
@@ -296,11 +297,6 @@ impl Ledger {
         if let Err(finding) = outcome {
             self.find(format!("{}: {finding}", self.name(place)));
         }
-    }
-
-    /// All findings so far.
-    pub fn findings(&self) -> Vec<String> {
-        self.findings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Records acknowledged so far, over all partitions.

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::client::{Connection, Topic};
+use crate::findings::{Blame, Findings};
 use crate::fleet::until;
 use ledger::{Ledger, PartitionName};
 use moves::Replicas;
@@ -138,25 +139,31 @@ impl Workload {
     /// Creates the topics and starts everything.
     ///
     /// # Errors
-    /// A topic cannot be created, or a producer gets no id.
-    pub async fn start(addresses: Vec<SocketAddr>, plan: &WorkloadPlan) -> Result<Self> {
+    /// With [`Blame`] if a topic cannot be created, or a producer gets no id.
+    pub async fn start(
+        addresses: Vec<SocketAddr>,
+        plan: &WorkloadPlan,
+        findings: Arc<Findings>,
+    ) -> Result<Self> {
+        let blame = || Blame("starting the workload".to_owned());
         for topic in &plan.topics {
-            create(&addresses, topic).await?;
+            create(&addresses, topic).await.with_context(blame)?;
         }
         let names = plan.topics.iter().flat_map(|topic| {
             let name = |partition| PartitionName { topic: topic.name.clone(), partition };
             (0..topic.partitions).map(name)
         });
-        let ledger = Arc::new(Ledger::new(names.collect()));
+        let ledger = Arc::new(Ledger::new(names.collect(), findings));
         let routes = Arc::new(Routes::new(Arc::clone(&ledger)));
         let mut readers = JoinSet::new();
         for address in &addresses {
             readers.spawn(Arc::clone(&routes).follow(*address));
         }
-        let mut connection = Connection::open(addresses[0]).await?;
+        let mut connection = Connection::open(addresses[0]).await.with_context(blame)?;
         let mut producers = Vec::new();
         for _ in 0..plan.producers {
-            producers.push(connection.init_producer_id(TIMEOUT).await.context("getting a producer id")?);
+            let producer = connection.init_producer_id(TIMEOUT).await.context("getting a producer id");
+            producers.push(producer.with_context(blame)?);
         }
         let shared = Arc::new(Shared {
             addresses,
@@ -235,7 +242,7 @@ impl Workload {
     /// Waits until consumers have seen everything up to the high watermarks.
     ///
     /// # Errors
-    /// They have not in time, which includes leaders that do not answer.
+    /// With [`Blame`] if they have not in time, which includes leaders that do not answer.
     pub async fn read_to_the_end(&self, within: Duration) -> Result<()> {
         let ledger = &self.shared.ledger;
         let mut last = String::new();
@@ -252,7 +259,7 @@ impl Workload {
             }
             None
         });
-        read.await.context(last.clone())
+        read.await.context(Blame(last.clone()))
     }
 
     /// Ends all tasks and waits until they have ended.
