@@ -96,6 +96,7 @@ pub async fn run(args: &FailoverArgs) -> Result<bool> {
     network::create_bridge().await?;
     let folder = args.place.folder().join("failover");
     fs::create_dir_all(&folder)?;
+    let findings = Arc::new(Findings::default());
     let plan = FleetPlan {
         brokers: args.size.brokers,
         program: args.place.program()?,
@@ -103,10 +104,10 @@ pub async fn run(args: &FailoverArgs) -> Result<bool> {
         run: args.place.run(),
         settings: args.set.clone(),
         own_clocks: false,
+        findings: Arc::clone(&findings),
     };
     let mut fleet = Fleet::create(&plan).await?;
     fleet.start().await?;
-    let findings = Arc::new(Findings::default());
     let mut workload =
         Workload::start(fleet.addresses(), &workload_plan(args), Arc::clone(&findings)).await?;
     let shared = Arc::clone(workload.shared());

@@ -301,6 +301,7 @@ async fn round(
         run: args.place.run(),
         settings: settings(),
         own_clocks: schedule.sets_clocks(),
+        findings: Arc::clone(findings),
     };
     let mut fleet = Fleet::create(&plan).await.context("making the fleet")?;
     let outcome = hurt(args, seed, schedule, &mut fleet, findings, figures).await;
@@ -326,13 +327,13 @@ async fn hurt(
     let shared = Arc::clone(workload.shared());
     let outcome = async {
         figures.faults = Nemesis::new(fleet, Arc::clone(&shared)).run(schedule).await?;
-        findings.take(settle(fleet, &mut workload, schedule).await)
+        findings.take(settle(fleet, &mut workload).await)
     }
     .await;
     workload.stop().await;
     figures.count(&shared);
     let view = outcome?;
-    end_brokers(fleet, seed, findings).await?;
+    end_brokers(fleet, seed).await?;
     if let Some(view) = view {
         match compare_volumes(fleet, &view, &shared.ledger).await {
             Ok(found) => found.into_iter().for_each(|finding| findings.find(finding)),
@@ -343,21 +344,11 @@ async fn hurt(
 }
 
 /// Everything in service, everything acknowledged, everything in sync, everything read; then compares.
-async fn settle(fleet: &mut Fleet, workload: &mut Workload, schedule: &Schedule) -> Result<ClusterView> {
+async fn settle(fleet: &mut Fleet, workload: &mut Workload) -> Result<ClusterView> {
     let ledger = Arc::clone(&workload.shared().ledger);
     for broker in fleet.brokers_mut() {
-        let ended = broker.has_ended()?;
-        if let Some(status) = ended {
-            let what = format!("broker {} ended by itself: {status}", broker.number());
-            if schedule.breaks_disks() {
-                eprintln!("  {what}; a disk was slow, hung or broken, so it is started again");
-            } else {
-                ledger.find(what);
-            }
-        }
-        if !broker.is_running() {
-            broker.start()?;
-        }
+        // One that has ended by itself, which was told.
+        broker.start()?;
     }
     let healed = Instant::now();
     let say = |what: &str| eprintln!("  {:6.2} s after healing: {what}", healed.elapsed().as_secs_f64());
@@ -379,10 +370,10 @@ async fn settle(fleet: &mut Fleet, workload: &mut Workload, schedule: &Schedule)
 }
 
 /// Every other seed ends with a crash, the others in order.
-async fn end_brokers(fleet: &mut Fleet, seed: u64, findings: &Findings) -> Result<()> {
+async fn end_brokers(fleet: &mut Fleet, seed: u64) -> Result<()> {
     for broker in fleet.brokers_mut() {
         if !seed.is_multiple_of(2) {
-            findings.take(broker.terminate().await)?;
+            broker.terminate().await?;
         }
         broker.kill().await?;
     }

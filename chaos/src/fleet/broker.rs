@@ -3,7 +3,8 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -12,7 +13,7 @@ use tokio::process::Command;
 
 use super::clock::Clock;
 use super::disk::Disk;
-use super::process::{Process, Stop};
+use super::supervisor::Supervisor;
 use super::{CLUSTER_ID, DEADLINE, FleetPlan, broker_folder, management, network, until};
 use crate::findings::Blame;
 use crate::world;
@@ -36,7 +37,7 @@ pub struct Broker {
     log: PathBuf,
     disk: Disk,
     clock: Option<Clock>,
-    process: Option<Process>,
+    supervisor: Supervisor,
 }
 
 impl Broker {
@@ -51,8 +52,15 @@ impl Broker {
         let config = folder.join("broker.properties");
         fs::write(&config, properties(plan, number, &disk.data_dir()))?;
         let clock = if plan.own_clocks { Some(Clock::create(&folder).await?) } else { None };
-        let program = plan.program.clone();
-        Ok(Self { number, program, config, log: folder.join("broker.log"), disk, clock, process: None })
+        Ok(Self {
+            number,
+            program: plan.program.clone(),
+            config,
+            log: folder.join("broker.log"),
+            disk,
+            clock,
+            supervisor: Supervisor::new(number, Arc::clone(&plan.findings)),
+        })
     }
 
     /// Number in the fleet, which is also its broker id.
@@ -70,16 +78,29 @@ impl Broker {
         self.clock.as_ref()
     }
 
-    /// Whether its process was started and not seen to end.
-    pub fn is_running(&self) -> bool {
-        self.process.is_some()
+    /// Whether its process runs. One that ended without being asked to is a finding.
+    pub fn is_running(&mut self) -> bool {
+        self.supervisor.is_running()
     }
 
-    /// Starts the process.
+    /// Its own volume is slow, hung or broken from now on, which is an excuse for ending.
+    pub fn begin_trouble(&mut self) {
+        self.supervisor.begin_trouble();
+    }
+
+    /// Its volume is as it should be again.
+    pub fn end_trouble(&mut self) {
+        self.supervisor.end_trouble();
+    }
+
+    /// Starts the process, unless one runs.
     ///
     /// # Errors
     /// It cannot be started.
     pub fn start(&mut self) -> Result<()> {
+        if self.is_running() {
+            return Ok(());
+        }
         fs::create_dir_all(self.disk.data_dir())?;
         let mut log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         writeln!(log, "--- start ---")?;
@@ -99,10 +120,8 @@ impl Broker {
         if let Some(clock) = &self.clock {
             command.envs(clock.environment());
         }
-        let process = Process::spawn(&mut command).context("starting a broker")?;
-        self.disk.adopt(process.pid())?;
-        self.process = Some(process);
-        Ok(())
+        self.supervisor.start(&mut command)?;
+        self.supervisor.pid().map_or(Ok(()), |pid| self.disk.adopt(pid))
     }
 
     /// Kills the process as the kernel would, and waits for its end. Does nothing if none runs.
@@ -110,8 +129,16 @@ impl Broker {
     /// # Errors
     /// It does not end.
     pub async fn kill(&mut self) -> Result<()> {
-        self.signal(Signal::KILL)?;
+        self.begin_kill()?;
         self.reap().await
+    }
+
+    /// Kills the process as the kernel would; its end is waited for with [`reap`](Self::reap).
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub fn begin_kill(&mut self) -> Result<()> {
+        self.supervisor.kill()
     }
 
     /// Waits for the end of a process that was killed.
@@ -119,32 +146,24 @@ impl Broker {
     /// # Errors
     /// It does not end.
     pub async fn reap(&mut self) -> Result<()> {
-        let Some(mut process) = self.process.take() else { return Ok(()) };
-        process.reap(STOP_DEADLINE).await.with_context(|| format!("broker {}", self.number))?;
-        Ok(())
+        self.supervisor.reap(STOP_DEADLINE).await
     }
 
-    /// Asks the process to stop and waits until it has; afterwards it has ended, in whatever way.
+    /// Asks the process to stop and waits until it has. One that does not in time, which is killed then, or that says that
+    /// something failed, is a finding.
     ///
     /// # Errors
-    /// With [`Blame`] if it does not stop in time, or says that something failed.
+    /// A signal cannot be sent, or the process outlives its death.
     pub async fn terminate(&mut self) -> Result<()> {
-        let Some(mut process) = self.process.take() else { return Ok(()) };
-        let stop = process.stop(STOP_DEADLINE).await.with_context(|| format!("broker {}", self.number))?;
-        let what = match stop {
-            Stop::Ended(status) if status.success() => return Ok(()),
-            Stop::Ended(status) => status.to_string(),
-            Stop::Killed => format!("it still ran after {STOP_DEADLINE:?} and was killed"),
-        };
-        Err(anyhow!(what).context(Blame(format!("broker {} was asked to stop", self.number))))
+        self.supervisor.terminate(STOP_DEADLINE).await
     }
 
-    /// Sends a signal to the process, if one runs.
+    /// Sends a signal to the process, if one runs, which does not end it.
     ///
     /// # Errors
     /// It cannot be sent.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        self.process.as_ref().map_or(Ok(()), |process| process.signal(signal))
+        self.supervisor.signal(signal)
     }
 
     /// Stops the process (SIGSTOP) and waits until none of its threads is in the middle of a system call any more; that
@@ -154,8 +173,8 @@ impl Broker {
     /// The signal cannot be sent, or a thread does not stop.
     pub async fn pause(&self) -> Result<()> {
         self.signal(Signal::STOP)?;
-        let Some(process) = &self.process else { return Ok(()) };
-        let threads = Path::new("/proc").join(process.pid().to_string()).join("task");
+        let Some(pid) = self.supervisor.pid() else { return Ok(()) };
+        let threads = Path::new("/proc").join(pid.to_string()).join("task");
         until("every thread to stop", STOP_DEADLINE, async || {
             let threads = fs::read_dir(&threads).ok()?;
             let stopped = |entry: std::io::Result<fs::DirEntry>| {
@@ -169,19 +188,6 @@ impl Broker {
         .await
     }
 
-    /// How the process ended, if it has without being asked to.
-    ///
-    /// # Errors
-    /// The system does not tell.
-    pub fn has_ended(&mut self) -> Result<Option<ExitStatus>> {
-        let Some(process) = &mut self.process else { return Ok(None) };
-        let status = process.ended()?;
-        if status.is_some() {
-            self.process = None;
-        }
-        Ok(status)
-    }
-
     /// Waits until the broker says that it is ready.
     ///
     /// # Errors
@@ -190,8 +196,8 @@ impl Broker {
         let number = self.number;
         let mut last = String::new();
         let outcome = until("it to be ready", DEADLINE, async || {
-            if let Ok(Some(status)) = self.has_ended() {
-                return Some(Err(anyhow!("its process ended: {status}")));
+            if !self.is_running() {
+                return Some(Err(anyhow!("its process has ended")));
             }
             match management::ready(number).await {
                 Ok(()) => Some(Ok(())),

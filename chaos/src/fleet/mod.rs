@@ -10,16 +10,18 @@ pub mod management;
 pub mod network;
 pub mod process;
 pub mod shell;
+pub mod supervisor;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::findings::Blame;
+use crate::findings::{Blame, Findings};
 use broker::Broker;
 
 /// Time within which whatever must come to be has come to be, on the slowest machine.
@@ -45,6 +47,8 @@ pub struct FleetPlan {
     pub settings: Vec<String>,
     /// Whether brokers have clocks that can be set.
     pub own_clocks: bool,
+    /// Where it is told that a broker ended without being asked to.
+    pub findings: Arc<Findings>,
 }
 
 /// See the module documentation.

@@ -1,27 +1,31 @@
-//! One run of a broker's program, from its start to its end.
+//! One run of a program, from its start to its end.
 
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// See the module documentation. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Process {
-    child: Child,
     pid: Pid,
+    ended: watch::Receiver<Option<Ended>>,
+    /// Waits for the end, so that its time is known however late somebody asks.
+    _watcher: JoinSet<()>,
 }
 
-/// How a process that was asked to stop did that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// It ended and said this.
-    Ended(ExitStatus),
-    /// It went on and was killed.
-    Killed,
+/// The end of a process.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// What it said, or which signal ended it.
+    pub status: ExitStatus,
+    /// When.
+    pub at: Instant,
 }
 
 impl Process {
@@ -30,9 +34,17 @@ impl Process {
     /// # Errors
     /// It cannot be started.
     pub fn spawn(command: &mut Command) -> Result<Self> {
-        let child = command.kill_on_drop(true).spawn()?;
+        let mut child = command.kill_on_drop(true).spawn()?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-        Ok(Self { child, pid: pid.context("a process that was just started has an id")? })
+        let (sender, ended) = watch::channel(None);
+        let mut watcher = JoinSet::new();
+        watcher.spawn(async move {
+            if let Ok(status) = child.wait().await {
+                sender.send_replace(Some(Ended { status, at: Instant::now() }));
+            }
+        });
+        let pid = pid.context("a process that was just started has an id")?;
+        Ok(Self { pid, ended, _watcher: watcher })
     }
 
     /// Its id.
@@ -40,12 +52,17 @@ impl Process {
         self.pid
     }
 
+    /// Its end, if that has come.
+    pub fn ended(&self) -> Option<Ended> {
+        *self.ended.borrow()
+    }
+
     /// Sends a signal; does nothing if the process has ended.
     ///
     /// # Errors
     /// It cannot be sent.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        if self.child.id().is_none() {
+        if self.ended().is_some() {
             return Ok(());
         }
         match kill_process(self.pid, signal) {
@@ -54,68 +71,14 @@ impl Process {
         }
     }
 
-    /// How it ended, if it has.
+    /// Waits for its end; `None` if that does not come in time.
     ///
     /// # Errors
     /// The system does not tell.
-    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        Ok(self.child.try_wait()?)
-    }
-
-    /// Waits for the end of a process that was killed.
-    ///
-    /// # Errors
-    /// It does not end in time.
-    pub async fn reap(&mut self, within: Duration) -> Result<ExitStatus> {
-        let end = timeout(within, self.child.wait()).await;
-        Ok(end.with_context(|| format!("it was killed and still runs after {within:?}"))??)
-    }
-
-    /// Asks it to stop (SIGTERM) and waits until it has ended; kills it when it has not in time.
-    ///
-    /// # Errors
-    /// The signal cannot be sent, or the process outlives its death.
-    pub async fn stop(&mut self, within: Duration) -> Result<Stop> {
-        self.signal(Signal::TERM)?;
-        if let Ok(status) = timeout(within, self.child.wait()).await {
-            return Ok(Stop::Ended(status?));
+    pub async fn wait(&mut self, within: Duration) -> Result<Option<Ended>> {
+        match timeout(within, self.ended.wait_for(Option::is_some)).await {
+            Ok(ended) => Ok(*ended.context("waiting for the end of a process")?),
+            Err(_) => Ok(None),
         }
-        self.signal(Signal::KILL)?;
-        self.reap(within).await?;
-        Ok(Stop::Killed)
-    }
-}
-
-#[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests may panic")]
-mod tests {
-    use super::*;
-    use crate::fleet::until;
-
-    const DEADLINE: Duration = Duration::from_secs(30);
-
-    /// A process that treats SIGTERM as said, once it does so.
-    async fn process_that(name: &str, on_term: &str) -> Process {
-        let ready = std::env::temp_dir().join(format!("millrace-chaos-{name}-{}", std::process::id()));
-        let script =
-            format!("trap '{on_term}' TERM; : >{}; while :; do sleep 0.01; done", ready.to_str().unwrap());
-        let process = Process::spawn(Command::new("sh").args(["-c", &script])).unwrap();
-        until("the trap", DEADLINE, async || ready.exists().then_some(())).await.unwrap();
-        std::fs::remove_file(ready).unwrap();
-        process
-    }
-
-    #[tokio::test]
-    async fn a_process_that_stops_when_asked_tells_how() {
-        let mut process = process_that("stops", "exit 3").await;
-        let Stop::Ended(status) = process.stop(DEADLINE).await.unwrap() else { panic!("it hung") };
-        assert_eq!(status.code(), Some(3));
-    }
-
-    #[tokio::test]
-    async fn a_process_that_does_not_stop_when_asked_is_killed() {
-        let mut process = process_that("hangs", "").await;
-        assert_eq!(process.stop(Duration::from_millis(200)).await.unwrap(), Stop::Killed);
-        assert!(process.ended().unwrap().is_some());
     }
 }

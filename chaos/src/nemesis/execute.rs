@@ -158,16 +158,13 @@ impl<'a> Nemesis<'a> {
             Fault::Kill { .. } => self.fleet.broker_mut(first).kill().await?,
             Fault::KillAll => {
                 for broker in self.fleet.brokers_mut() {
-                    broker.signal(Signal::KILL)?;
+                    broker.begin_kill()?;
                 }
                 for broker in self.fleet.brokers_mut() {
                     broker.reap().await?;
                 }
             }
-            Fault::Terminate { .. } => {
-                let outcome = self.fleet.broker_mut(first).terminate().await;
-                self.shared.ledger.findings().take(outcome)?;
-            }
+            Fault::Terminate { .. } => self.fleet.broker_mut(first).terminate().await?,
             Fault::Pause { .. } => self.fleet.broker(first).pause().await?,
             Fault::RestartLoop { times, each, .. } => {
                 for _ in 0..*times {
@@ -191,11 +188,18 @@ impl<'a> Nemesis<'a> {
                     self.say("left out: block devices cannot be limited on this machine");
                     return Ok(false);
                 }
-                self.fleet.broker(first).disk().limit(*kilobytes)?;
+                let broker = self.fleet.broker_mut(first);
+                broker.begin_trouble();
+                broker.disk().limit(*kilobytes)?;
             }
-            Fault::DiskStall { .. } => self.fleet.broker(first).disk().freeze().await?,
+            Fault::DiskStall { .. } => {
+                let broker = self.fleet.broker_mut(first);
+                broker.begin_trouble();
+                broker.disk().freeze().await?;
+            }
             Fault::DiskError { .. } => {
-                let broker = self.fleet.broker(first);
+                let broker = self.fleet.broker_mut(first);
+                broker.begin_trouble();
                 // Between system calls: ext4 lets a sync succeed that meets the shutdown half-way, which no disk does.
                 broker.pause().await?;
                 broker.disk().lose_power().await?;
@@ -240,16 +244,23 @@ impl<'a> Nemesis<'a> {
                     network::heal(victim).await?
                 }
                 Fault::DiskFull { .. } => broker.disk().free()?,
-                Fault::DiskSlow { .. } => broker.disk().limit(0)?,
-                Fault::DiskStall { .. } => broker.disk().thaw().await?,
+                Fault::DiskSlow { .. } => {
+                    broker.disk().limit(0)?;
+                    broker.end_trouble();
+                }
+                Fault::DiskStall { .. } => {
+                    broker.disk().thaw().await?;
+                    broker.end_trouble();
+                }
                 Fault::DiskError { .. } => {
                     // Its own failure counts as its end; one that does not notice is killed.
                     let patience = Instant::now() + FAILS_WITHIN;
-                    while broker.has_ended()?.is_none() && broker.is_running() && Instant::now() < patience {
+                    while broker.is_running() && Instant::now() < patience {
                         sleep(Duration::from_millis(50)).await;
                     }
                     broker.kill().await?;
                     broker.disk().power_on().await?;
+                    broker.end_trouble();
                     broker.start()?;
                 }
                 Fault::PowerLoss { .. } => {

@@ -170,13 +170,6 @@ impl Schedule {
         Self { steps, written: written && !loses }
     }
 
-    /// Whether something happens to a volume after which a broker may end by itself.
-    pub fn breaks_disks(&self) -> bool {
-        self.steps.iter().any(|step| {
-            matches!(step.fault, Fault::DiskSlow { .. } | Fault::DiskStall { .. } | Fault::DiskError { .. })
-        })
-    }
-
     /// Whether a broker's clock is set.
     pub fn sets_clocks(&self) -> bool {
         self.steps.iter().any(|step| matches!(step.fault, Fault::Clock { .. }))
