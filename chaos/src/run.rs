@@ -242,6 +242,7 @@ struct Figures {
     faults: usize,
     acknowledged: u64,
     read: u64,
+    looks: u64,
     retries: u64,
     moves: u64,
     errors: BTreeMap<&'static str, u64>,
@@ -252,6 +253,7 @@ impl Figures {
         let counters = &shared.counters;
         self.acknowledged = shared.ledger.acknowledged_records();
         self.read = counters.read.load(Ordering::Relaxed);
+        self.looks = counters.looks.load(Ordering::Relaxed);
         self.retries = counters.retries.load(Ordering::Relaxed);
         self.moves = counters.moves.load(Ordering::Relaxed);
         self.errors = counters.take_errors();
@@ -261,6 +263,7 @@ impl Figures {
         self.faults += other.faults;
         self.acknowledged += other.acknowledged;
         self.read += other.read;
+        self.looks += other.looks;
         self.retries += other.retries;
         self.moves += other.moves;
         for (name, count) in &other.errors {
@@ -273,8 +276,9 @@ impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} faults, {} reassignments, {} records acknowledged, {} read, {} retries, errors {:?}",
-            self.faults, self.moves, self.acknowledged, self.read, self.retries, self.errors
+            "{} faults, {} reassignments, {} records acknowledged, {} read, {} looks at the high watermark, {} retries, \
+             errors {:?}",
+            self.faults, self.moves, self.acknowledged, self.read, self.looks, self.retries, self.errors
         )
     }
 }

@@ -1,4 +1,5 @@
-//! What lies on the volumes, read after all brokers have ended: every in-sync replica holds every record, the same bytes.
+//! What lies on the volumes, read after all brokers have ended: every in-sync replica holds every record up to the
+//! highest high watermark that there ever was, the same bytes.
 
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -116,7 +117,8 @@ pub fn compare(brokers: &[StoppedBroker], view: &ClusterView, ledger: &Ledger) -
             let broker = broker.with_context(|| format!("there is no broker {id}"))?;
             let (ends, batches) = read(&broker.store, topic.topic_id, name.partition)?;
             let number = broker.number;
-            for finding in judge(&ends, &batches, ledger.partition(place).seen()) {
+            let partition = ledger.partition(place);
+            for finding in judge(&ends, &batches, partition.seen(), partition.latest()) {
                 findings.push(format!("{name} on broker {number}, in sync: {finding}"));
             }
             match &first {
@@ -160,8 +162,9 @@ fn read_from(log: &dyn PartitionLog, offset: i64) -> Result<Bytes, StorageError>
     log.read(range).map(millrace_protocol::RecordBytes::into_bytes)
 }
 
-/// A replica's log against what consumers saw: all of it must be there, durably.
-fn judge(ends: &LogEnds, stored: &[Bytes], seen: &[Seen]) -> Vec<String> {
+/// A replica's log against what consumers saw, and the highest LATEST that clients were told: all of it must be there,
+/// durably.
+fn judge(ends: &LogEnds, stored: &[Bytes], seen: &[Seen], latest: i64) -> Vec<String> {
     let mut findings = Vec::new();
     if ends.log_start != 0 {
         findings.push(format!("the log starts at {}, and nothing was to be deleted", ends.log_start));
@@ -174,6 +177,10 @@ fn judge(ends: &LogEnds, stored: &[Bytes], seen: &[Seen]) -> Vec<String> {
             first.id,
             first.leader_epoch
         ));
+    }
+    if ends.durable_end < latest {
+        findings
+            .push(format!("the log ends at {}, and the high watermark had been {latest}", ends.durable_end));
     }
     findings.extend(holes(ends, stored));
     let different = stored.iter().cloned().find_map(|bytes| differs_from_seen(bytes, seen));
@@ -242,18 +249,20 @@ mod tests {
     #[test]
     fn a_replica_may_hold_more_than_was_seen_and_not_less() {
         let batches = [stored(0, 0..2, 1), stored(2, 2..4, 1)];
-        assert!(judge(&ends(0, 4), &batches, &seen(0..3)).is_empty());
-        assert!(judge(&ends(0, 2), &batches[..1], &seen(0..3))[0].contains("ends at 2"));
-        assert!(judge(&ends(2, 4), &batches[1..], &seen(0..3))[0].contains("starts at 2"));
-        assert_eq!(judge(&ends(0, 4), &batches[1..], &seen(0..3)), ["offsets 0 to 1 are missing"]);
+        assert!(judge(&ends(0, 4), &batches, &seen(0..3), 3).is_empty());
+        assert!(judge(&ends(0, 2), &batches[..1], &seen(0..3), 2)[0].contains("below offset 3"));
+        let findings = judge(&ends(0, 2), &batches[..1], &seen(0..2), 3);
+        assert_eq!(findings, ["the log ends at 2, and the high watermark had been 3"]);
+        assert!(judge(&ends(2, 4), &batches[1..], &seen(0..3), 3)[0].contains("starts at 2"));
+        assert_eq!(judge(&ends(0, 4), &batches[1..], &seen(0..3), 3), ["offsets 0 to 1 are missing"]);
     }
 
     #[test]
     fn another_record_or_another_epoch_at_an_offset_is_found() {
         assert!(
-            judge(&ends(0, 2), &[stored(0, 5..7, 1)], &seen(0..2))[0].contains("offset 0 holds record 5")
+            judge(&ends(0, 2), &[stored(0, 5..7, 1)], &seen(0..2), 2)[0].contains("offset 0 holds record 5")
         );
-        assert!(judge(&ends(0, 2), &[stored(0, 0..2, 3)], &seen(0..2))[0].contains("leader epoch 3"));
+        assert!(judge(&ends(0, 2), &[stored(0, 0..2, 3)], &seen(0..2), 2)[0].contains("leader epoch 3"));
     }
 
     #[test]

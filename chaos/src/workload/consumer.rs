@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use millrace_protocol::messages::FetchRequest;
 use millrace_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use millrace_protocol::messages::fetch_response::PartitionData;
@@ -12,6 +12,7 @@ use millrace_protocol::{ErrorCode, RecordBytes};
 
 use super::ledger::Seen;
 use super::record::RecordId;
+use super::watermark::latest;
 use super::{Counters, Shared};
 use crate::client::{Connection, check, error_code};
 
@@ -179,34 +180,11 @@ pub async fn ends(shared: &Shared) -> Result<Vec<i64>> {
     for place in 0..shared.ledger.len() {
         let (leader, _) = shared.routes.leader(place).await;
         let mut connection = Connection::open(shared.addresses[leader]).await?;
-        let end = latest(&mut connection, shared, place).await?;
-        ensure!(end >= 0, "the leader of {} does not tell its end", shared.ledger.name(place));
-        ends.push(end);
+        let name = shared.ledger.name(place);
+        match latest(&mut connection, name, -1, TIMEOUT).await? {
+            Ok(end) => ends.push(end),
+            Err(error) => bail!("the leader of {name} answers {}", error.name()),
+        }
     }
     Ok(ends)
-}
-
-async fn latest(connection: &mut Connection, shared: &Shared, place: usize) -> Result<i64> {
-    use millrace_protocol::messages::ListOffsetsRequest;
-    use millrace_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
-    let name = shared.ledger.name(place);
-    let request = ListOffsetsRequest {
-        replica_id: -1,
-        topics: vec![ListOffsetsTopic {
-            name: name.topic.as_str().into(),
-            partitions: vec![ListOffsetsPartition {
-                partition_index: name.partition,
-                current_leader_epoch: -1,
-                timestamp: -1,
-                ..Default::default()
-            }],
-            ..Default::default()
-        }],
-        ..Default::default()
-    };
-    let answer = connection.call(6, &request, TIMEOUT).await?;
-    let partition = answer.topics.first().and_then(|topic| topic.partitions.first());
-    let partition = partition.context("the answer has no partition")?;
-    check(partition.error_code)?;
-    Ok(partition.offset)
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::lane::Batch;
 use super::record::RecordId;
+use super::watermark::{Answer, Highest};
 use crate::findings::Findings;
 
 /// Findings of one kind that are told; more of the same help nobody.
@@ -57,6 +58,7 @@ pub struct PartitionLedger {
     without_offset: u64,
     /// By offset.
     seen: Vec<Seen>,
+    latest: Highest,
     last_acknowledged: Option<Instant>,
     gaps: Gaps,
 }
@@ -133,6 +135,19 @@ impl PartitionLedger {
                 Ok(())
             }
         }
+    }
+
+    /// Enters LATEST, asked for after all others had been entered, and when everything below `read` was read.
+    ///
+    /// # Errors
+    /// It is below these.
+    pub fn enter_latest(&mut self, answer: Answer, read: i64) -> Result<(), String> {
+        self.latest.enter(answer, read)
+    }
+
+    /// The highest LATEST that anybody was told.
+    pub fn latest(&self) -> i64 {
+        self.latest.offset()
     }
 
     /// First offset that no consumer has seen.

@@ -9,6 +9,7 @@ pub mod moves;
 pub mod producer;
 pub mod record;
 pub mod routes;
+pub mod watermark;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -92,6 +93,8 @@ pub struct Counters {
     pub retries: AtomicU64,
     /// Records read, each as often as it was.
     pub read: AtomicU64,
+    /// Answers about the high watermark.
+    pub looks: AtomicU64,
     /// Reassignments that were begun or cancelled.
     pub moves: AtomicU64,
     /// Errors that producers were answered.
@@ -188,6 +191,7 @@ impl Workload {
                 lanes.spawn(producer::produce(Arc::clone(&shared), lane));
             }
             readers.spawn(consumer::follow(Arc::clone(&shared), place));
+            readers.spawn(watermark::watch(Arc::clone(&shared), place));
         }
         readers.spawn(consumer::read_again(Arc::clone(&shared)));
         let churn = plan.churn.map(|replicas| tokio::spawn(churn::churn(Arc::clone(&shared), replicas)));
