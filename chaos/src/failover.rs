@@ -278,6 +278,7 @@ fn workload_plan(args: &FailoverArgs) -> WorkloadPlan {
         deposed_patience: Some(RETRY_BACKOFF),
         churn: None,
         moves: None,
+        nearby: false,
     }
 }
 

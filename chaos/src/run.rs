@@ -242,6 +242,7 @@ struct Figures {
     faults: usize,
     acknowledged: u64,
     read: u64,
+    read_from_followers: u64,
     looks: u64,
     retries: u64,
     moves: u64,
@@ -253,6 +254,7 @@ impl Figures {
         let counters = &shared.counters;
         self.acknowledged = shared.ledger.acknowledged_records();
         self.read = counters.read.load(Ordering::Relaxed);
+        self.read_from_followers = counters.read_from_followers.load(Ordering::Relaxed);
         self.looks = counters.looks.load(Ordering::Relaxed);
         self.retries = counters.retries.load(Ordering::Relaxed);
         self.moves = counters.moves.load(Ordering::Relaxed);
@@ -263,6 +265,7 @@ impl Figures {
         self.faults += other.faults;
         self.acknowledged += other.acknowledged;
         self.read += other.read;
+        self.read_from_followers += other.read_from_followers;
         self.looks += other.looks;
         self.retries += other.retries;
         self.moves += other.moves;
@@ -276,9 +279,16 @@ impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} faults, {} reassignments, {} records acknowledged, {} read, {} looks at the high watermark, {} retries, \
-             errors {:?}",
-            self.faults, self.moves, self.acknowledged, self.read, self.looks, self.retries, self.errors
+            "{} faults, {} reassignments, {} records acknowledged, {} read, {} of them from followers, {} looks at the high \
+             watermark, {} retries, errors {:?}",
+            self.faults,
+            self.moves,
+            self.acknowledged,
+            self.read,
+            self.read_from_followers,
+            self.looks,
+            self.retries,
+            self.errors
         )
     }
 }
@@ -419,7 +429,7 @@ fn find_panics(folder: &Path, brokers: usize, findings: &Findings) -> Result<()>
 }
 
 fn settings() -> Vec<String> {
-    // Shorter than the defaults, so that a round sees what follows from silence.
+    // Times are shorter than the defaults, so that a round sees what follows from silence.
     [
         "broker.session.timeout.ms=3000",
         "broker.heartbeat.interval.ms=500",
@@ -427,6 +437,7 @@ fn settings() -> Vec<String> {
         "replica.lag.time.max.ms=3000",
         "metadata.quorum.voter.replacement.delay.ms=5000",
         "log.retention.check.interval.ms=2000",
+        "replica.selector.class=org.apache.kafka.common.replica.RackAwareReplicaSelector",
     ]
     .map(str::to_owned)
     .to_vec()
@@ -459,6 +470,7 @@ fn workload_plan(args: &RunArgs, seed: u64, schedule: &Schedule) -> WorkloadPlan
         retry_backoff: Duration::from_millis(50),
         deposed_patience: None,
         churn: Some(replicas),
+        nearby: true,
         moves: Some(Replicas { least: args.size.replicas.div_ceil(2), most: args.size.replicas }),
     }
 }

@@ -14,7 +14,7 @@ use tokio::process::Command;
 use super::clock::Clock;
 use super::disk::Disk;
 use super::supervisor::Supervisor;
-use super::{CLUSTER_ID, DEADLINE, FleetPlan, broker_folder, management, network, until};
+use super::{CLUSTER_ID, DEADLINE, FleetPlan, broker_folder, management, network, rack, until};
 use crate::findings::Blame;
 use crate::world;
 
@@ -221,6 +221,7 @@ fn properties(plan: &FleetPlan, number: usize, data_dir: &Path) -> String {
     format!(
         "cluster.id={CLUSTER_ID}\n\
          node.id={number}\n\
+         broker.rack={}\n\
          log.dirs={}\n\
          listeners={listeners}\n\
          advertised.listeners={listeners}\n\
@@ -228,6 +229,7 @@ fn properties(plan: &FleetPlan, number: usize, data_dir: &Path) -> String {
          inter.broker.listener.name=FLEET\n\
          controller.quorum.bootstrap.servers={}\n\
          health.listener={address}:{HEALTH_PORT}\n{}\n",
+        rack(number),
         data_dir.display(),
         quorum.join(","),
         plan.settings.join("\n"),

@@ -197,6 +197,11 @@ pub fn client_address(number: usize) -> SocketAddr {
     SocketAddr::from((network::address(number), broker::CLIENT_PORT))
 }
 
+/// Rack of a broker: each has one of its own.
+pub fn rack(number: usize) -> String {
+    format!("rack-{number}")
+}
+
 /// Whether the metadata quorum, as a broker sees it, still has a majority without any one of its voters, and without those
 /// whose volume was lost: all voters are among `nodes`, the Raft node ids of the volumes that there are.
 fn can_lose_a_voter(quorum: &Value, nodes: &[Value]) -> bool {

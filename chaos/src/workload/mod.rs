@@ -13,7 +13,7 @@ pub mod watermark;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::client::{Connection, Topic};
 use crate::findings::{Blame, Findings};
-use crate::fleet::until;
+use crate::fleet::{rack, until};
 use ledger::{Ledger, PartitionName};
 use moves::Replicas;
 use producer::{LaneEnd, LanePlan};
@@ -65,6 +65,8 @@ pub struct WorkloadPlan {
     pub churn: Option<i16>,
     /// How many replicas partitions have while they are moved; `None` leaves them where they are.
     pub moves: Option<Replicas>,
+    /// Whether some consumers have a rack and read from replicas in it.
+    pub nearby: bool,
 }
 
 /// What tasks of the workload have in common.
@@ -82,8 +84,18 @@ pub struct Shared {
     pub retry_backoff: Duration,
     /// How long a client waits for answers of a broker that leads no more.
     pub deposed_patience: Option<Duration>,
+    /// Up to where consumers with a rack have read, by place; none where there are no such consumers.
+    pub nearby: Vec<AtomicI64>,
     /// Figures.
     pub counters: Counters,
+}
+
+impl Shared {
+    /// Rack of the consumer of the partition at `place` that has one: not that of the broker that leads it at first, from
+    /// which there would be nothing to read but from the leader.
+    fn rack(&self, place: usize) -> String {
+        rack((place + 1) % self.addresses.len().max(1))
+    }
 }
 
 /// Figures of a workload.
@@ -93,6 +105,8 @@ pub struct Counters {
     pub retries: AtomicU64,
     /// Records read, each as often as it was.
     pub read: AtomicU64,
+    /// Those of them that followers gave.
+    pub read_from_followers: AtomicU64,
     /// Answers about the high watermark.
     pub looks: AtomicU64,
     /// Reassignments that were begun or cancelled.
@@ -168,6 +182,7 @@ impl Workload {
             let producer = connection.init_producer_id(TIMEOUT).await.context("getting a producer id");
             producers.push(producer.with_context(blame)?);
         }
+        let nearby = if plan.nearby { ledger.len() } else { 0 };
         let shared = Arc::new(Shared {
             addresses,
             ledger,
@@ -175,6 +190,7 @@ impl Workload {
             phase: watch::Sender::new(Phase::Produce),
             retry_backoff: plan.retry_backoff,
             deposed_patience: plan.deposed_patience,
+            nearby: (0..nearby).map(|_| AtomicI64::new(0)).collect(),
             counters: Counters::default(),
         });
         let mut lanes = JoinSet::new();
@@ -191,6 +207,9 @@ impl Workload {
                 lanes.spawn(producer::produce(Arc::clone(&shared), lane));
             }
             readers.spawn(consumer::follow(Arc::clone(&shared), place));
+            if plan.nearby {
+                readers.spawn(consumer::follow_nearby(Arc::clone(&shared), place, shared.rack(place)));
+            }
             readers.spawn(watermark::watch(Arc::clone(&shared), place));
         }
         readers.spawn(consumer::read_again(Arc::clone(&shared)));
@@ -243,7 +262,7 @@ impl Workload {
         Ok(Settled { made, topics })
     }
 
-    /// Waits until consumers have seen everything up to the high watermarks.
+    /// Waits until consumers have seen everything up to the high watermarks, those with a rack each by itself.
     ///
     /// # Errors
     /// With [`Blame`] if they have not in time, which includes leaders that do not answer.
@@ -253,10 +272,16 @@ impl Workload {
         let read = until("consumers to read everything", within, async || {
             match tokio::time::timeout(TIMEOUT, consumer::ends(&self.shared)).await {
                 Ok(Ok(ends)) => {
-                    let behind = (0..ledger.len()).find(|&p| ledger.partition(p).seen_end() < ends[p]);
-                    let Some(place) = behind else { return Some(()) };
+                    let Some(place) = (0..ledger.len()).find(|&place| self.read_to(place) < ends[place])
+                    else {
+                        return Some(());
+                    };
                     let (seen, end) = (ledger.partition(place).seen_end(), ends[place]);
-                    last = format!("{}: seen up to {seen} of {end}", ledger.name(place));
+                    last = format!("{}: read up to {seen} of {end}", ledger.name(place));
+                    if let Some(nearby) = self.nearby(place) {
+                        last =
+                            format!("{last}, up to {nearby} by the consumer in {}", self.shared.rack(place));
+                    }
                 }
                 Ok(Err(error)) => last = format!("{error:#}"),
                 Err(_) => "a leader does not tell its end".clone_into(&mut last),
@@ -264,6 +289,16 @@ impl Workload {
             None
         });
         read.await.context(Blame(last.clone()))
+    }
+
+    /// Up to where everybody who follows a partition has read it.
+    fn read_to(&self, place: usize) -> i64 {
+        let seen = self.shared.ledger.partition(place).seen_end();
+        self.nearby(place).map_or(seen, |nearby| nearby.min(seen))
+    }
+
+    fn nearby(&self, place: usize) -> Option<i64> {
+        self.shared.nearby.get(place).map(|nearby| nearby.load(Ordering::Relaxed))
     }
 
     /// Ends all tasks and waits until they have ended.
