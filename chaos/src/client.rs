@@ -11,9 +11,10 @@ use millrace_protocol::messages::alter_partition_reassignments_request::{
 use millrace_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use millrace_protocol::messages::delete_topics_request::DeleteTopicState;
 use millrace_protocol::messages::metadata_request::MetadataRequestTopic;
+use millrace_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use millrace_protocol::messages::{
     AlterPartitionReassignmentsRequest, CreateTopicsRequest, DeleteTopicsRequest, InitProducerIdRequest,
-    MetadataRequest, MetadataResponse,
+    MetadataRequest, MetadataResponse, ProduceRequest,
 };
 use millrace_protocol::{ErrorCode, Request, frame};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -33,6 +34,7 @@ const CREATE_TOPICS_VERSION: i16 = 7;
 const DELETE_TOPICS_VERSION: i16 = 6;
 const ALTER_PARTITION_REASSIGNMENTS_VERSION: i16 = 1;
 const INIT_PRODUCER_ID_VERSION: i16 = 4;
+const PRODUCE_VERSION: i16 = 9;
 
 /// One connection to a broker.
 #[derive(Debug)]
@@ -158,6 +160,29 @@ impl Connection {
         check(answer.error_code)?;
         let result = answer.responses.first().and_then(|topic| topic.partitions.first());
         error_code(result.context("the answer names no partition")?.error_code)
+    }
+
+    /// Stores a batch on all in-sync replicas (`acks=all`), and returns its base offset.
+    ///
+    /// # Errors
+    /// See [`call`](Self::call); the broker refuses, or does not know whether it is stored.
+    pub async fn produce(&mut self, topic: &str, index: i32, batch: Bytes, within: Duration) -> Result<i64> {
+        let partition = PartitionProduceData { index, records: Some(batch.into()), ..Default::default() };
+        let request = ProduceRequest {
+            acks: -1,
+            timeout_ms: i32::try_from(within.as_millis())?,
+            topic_data: vec![TopicProduceData {
+                name: topic.into(),
+                partition_data: vec![partition],
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let answer = self.call(PRODUCE_VERSION, &request, within).await?;
+        let partition = answer.responses.first().and_then(|topic| topic.partition_responses.first());
+        let partition = partition.context("the answer has no partition")?;
+        check(partition.error_code)?;
+        Ok(partition.base_offset)
     }
 
     /// Creates a topic.

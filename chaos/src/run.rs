@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -241,6 +241,7 @@ impl std::fmt::Display for Report<'_> {
 struct Figures {
     faults: usize,
     acknowledged: u64,
+    passing: u64,
     read: u64,
     read_from_followers: u64,
     looks: u64,
@@ -253,6 +254,7 @@ impl Figures {
     fn count(&mut self, shared: &Shared) {
         let counters = &shared.counters;
         self.acknowledged = shared.ledger.acknowledged_records();
+        self.passing = counters.passing.load(Ordering::Relaxed);
         self.read = counters.read.load(Ordering::Relaxed);
         self.read_from_followers = counters.read_from_followers.load(Ordering::Relaxed);
         self.looks = counters.looks.load(Ordering::Relaxed);
@@ -264,6 +266,7 @@ impl Figures {
     fn add(&mut self, other: &Self) {
         self.faults += other.faults;
         self.acknowledged += other.acknowledged;
+        self.passing += other.passing;
         self.read += other.read;
         self.read_from_followers += other.read_from_followers;
         self.looks += other.looks;
@@ -279,11 +282,12 @@ impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} faults, {} reassignments, {} records acknowledged, {} read, {} of them from followers, {} looks at the high \
-             watermark, {} retries, errors {:?}",
+            "{} faults, {} reassignments, {} records acknowledged and {} in topics that come and go, {} read, {} of them \
+             from followers, {} looks at the high watermark, {} retries, errors {:?}",
             self.faults,
             self.moves,
             self.acknowledged,
+            self.passing,
             self.read,
             self.read_from_followers,
             self.looks,
@@ -349,7 +353,7 @@ async fn hurt(
     let view = outcome?;
     end_brokers(fleet, seed).await?;
     if let Some(view) = view {
-        match compare_volumes(fleet, &view, &shared.ledger).await {
+        match compare_volumes(fleet, &view, &shared).await {
             Ok(found) => found.into_iter().for_each(|finding| findings.find(finding)),
             Err(error) => findings.find(format!("reading the volumes: {error:#}")),
         }
@@ -394,21 +398,21 @@ async fn end_brokers(fleet: &mut Fleet, seed: u64) -> Result<()> {
     Ok(())
 }
 
-async fn compare_volumes(
-    fleet: &Fleet,
-    view: &ClusterView,
-    ledger: &Arc<crate::workload::ledger::Ledger>,
-) -> Result<Vec<String>> {
+async fn compare_volumes(fleet: &Fleet, view: &ClusterView, shared: &Arc<Shared>) -> Result<Vec<String>> {
     let directories: Vec<PathBuf> =
         (0..fleet.len()).map(|number| fleet.broker(number).disk().data_dir()).collect();
-    let (view, ledger) = (view.clone(), Arc::clone(ledger));
+    let (view, shared) = (view.clone(), Arc::clone(shared));
     tokio::task::spawn_blocking(move || {
         let brokers: Result<Vec<_>> = directories
             .iter()
             .enumerate()
             .map(|(number, directory)| StoppedBroker::open(number, directory))
             .collect();
-        replicas::compare(&brokers?, &view, &ledger)
+        let brokers = brokers?;
+        let mut findings = replicas::compare(&brokers, &view, &shared.ledger)?;
+        let passing = shared.passing.lock().unwrap_or_else(PoisonError::into_inner);
+        findings.extend(replicas::look_for(&brokers, &view, &passing)?);
+        Ok(findings)
     })
     .await?
 }

@@ -1,6 +1,7 @@
 //! What lies on the volumes, read after all brokers have ended: every in-sync replica holds every record up to the
 //! highest high watermark that there ever was, the same bytes.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
@@ -16,7 +17,7 @@ use millrace_protocol::records::batches;
 use uuid::Uuid;
 
 use super::cluster::ClusterView;
-use crate::workload::ledger::{Ledger, Seen};
+use crate::workload::ledger::{Ledger, PartitionName, Seen};
 use crate::workload::record::RecordId;
 
 /// Bytes read at a time.
@@ -113,8 +114,7 @@ pub fn compare(brokers: &[StoppedBroker], view: &ClusterView, ledger: &Ledger) -
         let partition = topic.partitions.get(&name.partition).context("a partition is not described")?;
         let mut first: Option<(usize, Vec<Bytes>)> = None;
         for id in &partition.isr {
-            let broker = brokers.iter().find(|broker| i32::try_from(broker.number) == Ok(*id));
-            let broker = broker.with_context(|| format!("there is no broker {id}"))?;
+            let broker = broker(brokers, *id)?;
             let (ends, batches) = read(&broker.store, topic.topic_id, name.partition)?;
             let number = broker.number;
             let partition = ledger.partition(place);
@@ -132,6 +132,33 @@ pub fn compare(brokers: &[StoppedBroker], view: &ClusterView, ledger: &Ledger) -
         }
     }
     Ok(findings)
+}
+
+/// Compares every in-sync replica of the partitions that are still there with the end of what was acknowledged in them.
+///
+/// # Errors
+/// A log cannot be read.
+pub fn look_for(
+    brokers: &[StoppedBroker],
+    view: &ClusterView,
+    acknowledged: &BTreeMap<PartitionName, i64>,
+) -> Result<Vec<String>> {
+    let mut findings = Vec::new();
+    for (name, end) in acknowledged {
+        let Some(topic) = view.get(&name.topic) else { continue };
+        let partition = topic.partitions.get(&name.partition).context("a partition is not described")?;
+        for id in &partition.isr {
+            let (ends, batches) = read(&broker(brokers, *id)?.store, topic.topic_id, name.partition)?;
+            let wrong = judge(&ends, &batches, &[], *end);
+            findings.extend(wrong.iter().map(|finding| format!("{name} on broker {id}, in sync: {finding}")));
+        }
+    }
+    Ok(findings)
+}
+
+fn broker(brokers: &[StoppedBroker], id: i32) -> Result<&StoppedBroker> {
+    let broker = brokers.iter().find(|broker| i32::try_from(broker.number) == Ok(id));
+    broker.with_context(|| format!("there is no broker {id}"))
 }
 
 /// Everything durable in a log.

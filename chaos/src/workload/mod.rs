@@ -86,6 +86,8 @@ pub struct Shared {
     pub deposed_patience: Option<Duration>,
     /// Up to where consumers with a rack have read, by place; none where there are no such consumers.
     pub nearby: Vec<AtomicI64>,
+    /// End of what was acknowledged in topics that come and go.
+    pub passing: Mutex<BTreeMap<PartitionName, i64>>,
     /// Figures.
     pub counters: Counters,
 }
@@ -107,6 +109,8 @@ pub struct Counters {
     pub read: AtomicU64,
     /// Those of them that followers gave.
     pub read_from_followers: AtomicU64,
+    /// Records acknowledged in topics that come and go.
+    pub passing: AtomicU64,
     /// Answers about the high watermark.
     pub looks: AtomicU64,
     /// Reassignments that were begun or cancelled.
@@ -191,6 +195,7 @@ impl Workload {
             retry_backoff: plan.retry_backoff,
             deposed_patience: plan.deposed_patience,
             nearby: (0..nearby).map(|_| AtomicI64::new(0)).collect(),
+            passing: Mutex::default(),
             counters: Counters::default(),
         });
         let mut lanes = JoinSet::new();

@@ -243,7 +243,8 @@ fn encode(producer: u16, (producer_id, producer_epoch): (i64, i16), batch: &Batc
     builder.build()
 }
 
-fn now_ms() -> i64 {
+/// The time of day in milliseconds since 1970.
+pub(super) fn now_ms() -> i64 {
     // A clock before 1970 is as wrong as one at 1970.
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
 }
