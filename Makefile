@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help up down status kubeconfig build images crds test verify test-compile test-unit test-simulation test-clients test-e2e soak fuzz chaos failover fix \
+.PHONY: help up down status kubeconfig build images crds test verify test-compile test-unit test-simulation test-clients test-e2e soak fuzz chaos chaos-bugs failover fix \
   bench bench-quick bench-fleet deps clients rocksdb audit fmt lint docs deny generated scripts chart
 
 # Builds and downloads stay outside of the checkout, so that a fresh clone starts warm (scripts/env.sh).
@@ -18,7 +18,7 @@ export MILLRACE_KUBECONFIG ?= $(CACHE)/run-state/kubeconfig
 $(foreach pair,$(shell scripts/clients.sh env),$(eval export $(pair)))
 # make up CLUSTER=current IMAGE_REGISTRY=…: into the current context, through a registry its nodes can pull from
 export CLUSTER IMAGE_REGISTRY
-export SEED MINUTES CHAOS_ARGUMENTS SEEDS FIRST
+export SEED MINUTES ROUNDS BUGS CHAOS_ARGUMENTS SEEDS FIRST
 
 # Broker and load generator as they ship; brokers write to the cache's disk, as /tmp may be in memory.
 BUILD_BENCH = cargo build --release --locked -p millrace-broker -p millrace-bench
@@ -83,6 +83,9 @@ fuzz: rocksdb # gives each decoder of the wire and the disk random bytes for fiv
 
 chaos: rocksdb # hurts brokers under load and proves that nothing is lost, one minute and a half; SEED=7 MINUTES=10: longer, repeatable (root)
 	@scripts/chaos.sh run
+
+chaos-bugs: rocksdb # has brokers make three bugs of the past, each until the fault laboratory finds it; ROUNDS=60: tries longer (root)
+	@scripts/chaos.sh bugs
 
 failover: rocksdb # measures how long producers wait when a broker goes, about half an hour; prints a table (root)
 	@scripts/chaos.sh failover

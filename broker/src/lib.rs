@@ -19,6 +19,8 @@
 pub mod api;
 pub mod balancer;
 mod blocking;
+#[cfg(any(test, feature = "historical-bugs"))]
+mod bugs;
 pub mod config;
 pub mod fleet;
 pub mod health;

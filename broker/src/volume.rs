@@ -26,9 +26,9 @@ use uuid::Uuid;
 pub(crate) use self::kept_space::kept_bytes;
 pub use self::kept_space::{KeptSpace, Space, watch as watch_kept_space};
 use self::last_run::LastRun;
+#[cfg(any(test, feature = "historical-bugs"))]
+use crate::bugs::{self, Bug};
 use crate::metadata::image::BrokerId;
-#[cfg(test)]
-use crate::simulation::bugs::{self, Bug};
 
 const META_FILE: &str = "meta.properties";
 const META_TEMPORARY: &str = "meta.properties.tmp";
@@ -216,10 +216,9 @@ impl Volume {
 
     /// Node id of this volume in the metadata quorum: never 0, and never the same on two volumes.
     pub fn raft_node_id(&self) -> u64 {
-        #[cfg(test)]
+        #[cfg(any(test, feature = "historical-bugs"))]
         if bugs::has(Bug::ReusesRaftId) {
-            let name = self.path.file_name().unwrap_or_default().as_encoded_bytes();
-            return name.iter().fold(1, |id, byte| (id << 8) | u64::from(*byte));
+            return bugs::raft_id_of_machine(&self.path);
         }
         raft_node_id(self.volume_uuid)
     }

@@ -104,6 +104,7 @@ pub async fn run(args: &FailoverArgs) -> Result<bool> {
         run: args.place.run(),
         settings: args.set.clone(),
         own_clocks: false,
+        historical_bug: None,
         findings: Arc::clone(&findings),
     };
     let mut fleet = Fleet::create(&plan).await?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -72,6 +73,12 @@ pub struct RunArgs {
     /// Kinds of faults to choose from, by default all.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Kind>,
+    /// A mistake of the past that all brokers make; they were built with the feature `historical-bugs`.
+    #[arg(long)]
+    historical_bug: Option<String>,
+    /// Ends with the first round that finds something, which then is what was wanted: fails if none of the rounds does.
+    #[arg(long)]
+    until_found: bool,
     /// Prints the schedule of the first round and does nothing.
     #[arg(long)]
     dry: bool,
@@ -118,9 +125,11 @@ impl RunArgs {
             .collect();
         let broker = self.place.broker.as_ref();
         let broker = broker.map_or_else(String::new, |broker| format!(" --broker {}", broker.display()));
+        let bug = self.historical_bug.as_ref();
+        let bug = bug.map_or_else(String::new, |bug| format!(" --historical-bug {bug}"));
         let only = if only.is_empty() { String::new() } else { format!(" --only {}", only.join(",")) };
         format!(
-            "make chaos SEED={seed} CHAOS_ARGUMENTS=\"--brokers {} --replicas {} --seconds {}{only}{broker}\"",
+            "make chaos SEED={seed} CHAOS_ARGUMENTS=\"--brokers {} --replicas {} --seconds {}{only}{broker}{bug}\"",
             self.size.brokers, self.size.replicas, self.seconds
         )
     }
@@ -148,7 +157,8 @@ impl Place {
     }
 }
 
-/// Runs all rounds; says whether all went well. A round in which the laboratory fails is the last one.
+/// Runs all rounds; says whether all went well, or whether there was a finding where one is wanted. A round in which the
+/// laboratory fails is the last one.
 ///
 /// # Errors
 /// The laboratory does not work, outside of any round.
@@ -178,9 +188,21 @@ pub async fn run(args: &RunArgs) -> Result<bool> {
         let took = began.elapsed().as_secs();
         eprintln!("seed {seed}: {figures}, {} findings, {took} s", report.findings.len());
         totals.add(&figures);
-        if report.is_good() {
+        if report.is_good() || (args.until_found && report.failure.is_none()) {
             fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        } else {
+        }
+        if args.until_found && !report.findings.is_empty() {
+            let bug = args.historical_bug.as_deref().unwrap_or("something");
+            let (count, some) = (report.findings.len(), report.findings.iter().take(3));
+            let some: String = some.map(|finding| format!("\n  {finding}")).collect();
+            writeln!(
+                std::io::stdout(),
+                "{bug}: found in round {rounds}, seed {seed}, {count} findings:{some}"
+            )?;
+            eprintln!("again: {}", report.again);
+            return Ok(true);
+        }
+        if !report.is_good() {
             eprintln!("{report}");
             report.keep(&args.place.folder())?;
             bad.push(seed);
@@ -191,7 +213,7 @@ pub async fn run(args: &RunArgs) -> Result<bool> {
         }
     }
     eprintln!("chaos: {rounds} rounds, {totals}; {} rounds with findings or a failure {bad:?}", bad.len());
-    Ok(bad.is_empty())
+    Ok(bad.is_empty() && !args.until_found)
 }
 
 /// What a round came to, and how to see it again.
@@ -319,6 +341,7 @@ async fn round(
         run: args.place.run(),
         settings: settings(),
         own_clocks: schedule.sets_clocks(),
+        historical_bug: args.historical_bug.clone(),
         findings: Arc::clone(findings),
     };
     let mut fleet = Fleet::create(&plan).await.context("making the fleet")?;

@@ -22,12 +22,12 @@ use super::partition::{FollowError, Partition};
 use super::registrations::Registrations;
 use super::sessions::{BEGIN, WAKE};
 use super::waiters::Awaited;
+#[cfg(any(test, feature = "historical-bugs"))]
+use crate::bugs::{self, Bug};
 use crate::metadata::image::{BrokerId, BrokerImage, TopicIdPartition};
 use crate::schema::internal::replica_fetch_answer::FetchedReplica;
 use crate::schema::internal::replica_fetch_call::{FollowedPartition, ForgottenPartition};
 use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall};
-#[cfg(test)]
-use crate::simulation::bugs::{self, Bug};
 use crate::storage::{EpochEnd, StorageError};
 
 /// Time that an answer may take beyond the wait that was asked for.
@@ -507,7 +507,7 @@ fn is_whole(fetched: &FetchedReplica) -> bool {
 fn name(Order { partition, leader_epoch }: &Order) -> FollowedPartition {
     let ends = partition.log().ends();
     let durable_end = ends.durable_end;
-    #[cfg(test)]
+    #[cfg(any(test, feature = "historical-bugs"))]
     let durable_end = if bugs::has(Bug::AcknowledgesBeforeDurable) { ends.log_end } else { durable_end };
     let (fetch_offset, last_fetched_epoch) = partition.fetch_position_at(ends.log_end);
     FollowedPartition {
@@ -547,7 +547,7 @@ async fn on_disk(
 
 /// Waits until logs are settled up to the ends given, see [`is_settled`]. Cancel-safe.
 async fn durable(ends: impl IntoIterator<Item = &(Arc<Partition>, i64)>) -> Result<(), StoreGone> {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "historical-bugs"))]
     if bugs::has(Bug::AcknowledgesBeforeDurable) {
         return Ok(());
     }

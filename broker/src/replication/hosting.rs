@@ -21,11 +21,11 @@ use super::TopicSettings;
 use super::leadership::{LeaderAssignment, Member};
 use super::manager::{Hosted, Inner, blocking};
 use super::partition::{Assignment, Partition};
+#[cfg(any(test, feature = "historical-bugs"))]
+use crate::bugs::{self, Bug};
 use crate::metadata::image::{
     BrokerImage, MetadataImage, NO_LEADER, PartitionImage, Replica, TopicIdPartition, TopicImage,
 };
-#[cfg(test)]
-use crate::simulation::bugs::{self, Bug};
 
 pub(super) async fn follow_image(inner: Arc<Inner>) {
     let mut images = inner.options.images.clone();
@@ -106,7 +106,7 @@ impl Inner {
     ) {
         // What this process led in the image of another run, others may lead by now; or it has lost records of that epoch.
         let may_act = caught_up;
-        #[cfg(test)]
+        #[cfg(any(test, feature = "historical-bugs"))]
         let may_act = may_act || bugs::has(Bug::LeadsBeforeRegistered);
         let mut settings: Option<Arc<TopicSettings>> = None;
         for (number, state) in (0..).zip(&topic.partitions) {

@@ -152,7 +152,7 @@ impl Leadership {
         self.assignment.leader_epoch
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "historical-bugs"))]
     pub(super) fn log_end(&self) -> i64 {
         self.log_end
     }

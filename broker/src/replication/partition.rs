@@ -28,9 +28,9 @@ use super::validate::ValidatedBatch;
 use super::waiters::{Awaited, Waiters};
 use super::watermark::Watermark;
 use super::{FetchPartition, RequiredAcks, TopicSettings};
+#[cfg(any(test, feature = "historical-bugs"))]
+use crate::bugs::{self, Bug};
 use crate::metadata::image::{BrokerId, TopicIdPartition};
-#[cfg(test)]
-use crate::simulation::bugs::{self, Bug};
 use crate::storage::{
     Admission, AppendBatch, EpochEnd, LogEnds, LogListener, LogStore, PartitionLog, ReadRange, Reader,
     StateSnapshot, StorageError,
@@ -288,7 +288,7 @@ impl Partition {
                 }
                 Assignment::Follows { .. } if before == role => {}
                 Assignment::Follows { .. } => {
-                    #[cfg(test)]
+                    #[cfg(any(test, feature = "historical-bugs"))]
                     if bugs::has(Bug::TruncatesToHighWatermark) {
                         // Fails for a log whose beginning was not replicated yet.
                         let _ = self.log.truncate(self.high_watermark());

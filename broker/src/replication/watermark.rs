@@ -14,9 +14,9 @@ use tokio::time::Instant;
 use super::leadership::{FollowerLog, LeaderAssignment, Leadership, Proposal};
 use super::sessions::FollowerSignal;
 use super::waiters::Waiters;
+#[cfg(any(test, feature = "historical-bugs"))]
+use crate::bugs::{self, Bug};
 use crate::metadata::image::{BrokerId, TopicIdPartition};
-#[cfg(test)]
-use crate::simulation::bugs::{self, Bug};
 use crate::storage::{LogEnds, LogListener, Wakes};
 
 /// See the module documentation.
@@ -247,7 +247,7 @@ impl State {
             Part::Idle => before,
             Part::Leads(leadership) => {
                 let durable_end = self.durable_end;
-                #[cfg(test)]
+                #[cfg(any(test, feature = "historical-bugs"))]
                 let durable_end =
                     if bugs::has(Bug::CommitsBeforeOwnSync) { leadership.log_end() } else { durable_end };
                 leadership.high_watermark(before, durable_end, Instant::now(), lag)

@@ -145,6 +145,8 @@ pub fn pre_stop(path: &Path) -> Result<(), Failure> {
 
 fn prepare_process() -> Result<(), Failure> {
     telemetry::init(&environment).map_err(|error| Failure::configuration(chain(&error)))?;
+    #[cfg(all(feature = "historical-bugs", not(test)))]
+    crate::bugs::make_what_is_named().map_err(Failure::usage)?;
     raise_open_files();
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()

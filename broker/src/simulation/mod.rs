@@ -13,7 +13,6 @@
 //! Limits: a packet that gets lost on a link that is cut is not sent again, so such a connection stays silent until
 //! somebody gives it up.
 
-pub(crate) mod bugs;
 mod checks;
 mod client;
 pub(crate) mod drive;

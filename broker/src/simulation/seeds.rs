@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tempfile::TempDir;
 
-use super::bugs::{self, Bug};
 use super::plan::Plan;
 use super::run::run;
+use crate::bugs::{self, Bug};
 
 const ENTROPY: &str = include_str!("entropy.c");
 const SINGLE_RUN: &str = "simulation::seeds::a_single_run";
@@ -66,7 +66,7 @@ impl Laboratory {
             .env(FOLDER, folder.path())
             .stdin(Stdio::null());
         match bug {
-            Some(bug) => command.env(BUG, format!("{bug:?}")),
+            Some(bug) => command.env(BUG, bug.name()),
             None => command.env_remove(BUG),
         };
         let output = command.output().expect("it starts again");

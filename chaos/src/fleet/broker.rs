@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::process::Signal;
 use tokio::process::Command;
 
@@ -25,6 +25,9 @@ pub const FLEET_PORT: u16 = 9093;
 /// Port of probes and metrics.
 pub const HEALTH_PORT: u16 = 9094;
 
+/// Names a mistake of the past to a broker that was built for it.
+const HISTORICAL_BUG: &str = "MILLRACE_HISTORICAL_BUG";
+
 /// Longest time that a broker may take to stop when asked to.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -37,6 +40,7 @@ pub struct Broker {
     log: PathBuf,
     disk: Disk,
     clock: Option<Clock>,
+    historical_bug: Option<String>,
     supervisor: Supervisor,
 }
 
@@ -59,6 +63,7 @@ impl Broker {
             log: folder.join("broker.log"),
             disk,
             clock,
+            historical_bug: plan.historical_bug.clone(),
             supervisor: Supervisor::new(number, Arc::clone(&plan.findings)),
         })
     }
@@ -119,6 +124,9 @@ impl Broker {
             .process_group(0);
         if let Some(clock) = &self.clock {
             command.envs(clock.environment());
+        }
+        if let Some(bug) = &self.historical_bug {
+            command.env(HISTORICAL_BUG, bug);
         }
         self.supervisor.start(&mut command)?;
         self.supervisor.pid().map_or(Ok(()), |pid| self.disk.adopt(pid))
@@ -186,6 +194,18 @@ impl Broker {
             threads.map(stopped).all(|stopped| stopped == Some(true)).then_some(())
         })
         .await
+    }
+
+    /// Makes sure that a broker which is to make a mistake says so in its log: any other one would be right in vain.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn ensure_bug(&self) -> Result<()> {
+        let Some(bug) = &self.historical_bug else { return Ok(()) };
+        let log = fs::read(&self.log).with_context(|| self.log.display().to_string())?;
+        let says = String::from_utf8_lossy(&log).lines().any(|l| l.contains("ON PURPOSE") && l.contains(bug));
+        ensure!(says, "broker {} does not make {bug}: build it with --features historical-bugs", self.number);
+        Ok(())
     }
 
     /// Waits until the broker says that it is ready.

@@ -47,6 +47,8 @@ pub struct FleetPlan {
     pub settings: Vec<String>,
     /// Whether brokers have clocks that can be set.
     pub own_clocks: bool,
+    /// The mistake of the past that brokers make, if any.
+    pub historical_bug: Option<String>,
     /// Where it is told that a broker ended without being asked to.
     pub findings: Arc<Findings>,
 }
@@ -75,14 +77,15 @@ impl Fleet {
     /// Starts all brokers, forms their quorum, and waits until all are in service.
     ///
     /// # Errors
-    /// A broker cannot be started, or, with [`Blame`], does not come up.
+    /// A broker cannot be started, knows nothing of the bug that it is to have, or, with [`Blame`], does not come up.
     pub async fn start(&mut self) -> Result<()> {
         for broker in &mut self.brokers {
             broker.start()?;
         }
         let voters = self.brokers.len().min(3);
         self.form_quorum(voters).await.context(Blame("forming the quorum".to_owned()))?;
-        self.wait_until_in_service().await
+        self.wait_until_in_service().await?;
+        self.brokers.iter().try_for_each(Broker::ensure_bug)
     }
 
     async fn form_quorum(&self, voters: usize) -> Result<()> {
