@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::client::Connection;
 use crate::findings::Blame;
-use crate::fleet::until;
+use crate::fleet::{management, until};
 use crate::workload::{Shared, churn};
 
 /// Time for one answer.
@@ -135,9 +135,47 @@ pub async fn wait_until_converged(addresses: &[SocketAddr], within: Duration) ->
             last = behind;
             return None;
         }
+        let mut metadata = Vec::new();
+        for number in 0..addresses.len() {
+            match metadata_of(number).await {
+                Ok(one) => metadata.push(one),
+                Err(error) => {
+                    last = format!("{error:#}");
+                    return None;
+                }
+            }
+        }
+        if let Some(difference) = metadata_difference(&metadata) {
+            last = difference;
+            return None;
+        }
         Some(first.clone())
     });
     converged.await.context(Blame(last.clone()))
+}
+
+/// A broker's metadata in short: everything in it, not only what clients are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Metadata {
+    /// Index of the last entry of the metadata log.
+    log_index: u64,
+    /// Checksum of the rest.
+    checksum: u64,
+}
+
+async fn metadata_of(number: usize) -> Result<Metadata> {
+    let answer = management::get(number, "/v1/local/metadata").await?;
+    let field = |name: &str| answer[name].as_u64().with_context(|| format!("no {name} in {answer}"));
+    Ok(Metadata { log_index: field("logIndex")?, checksum: field("checksum")? })
+}
+
+/// Where the metadata of brokers, by number, is not the same.
+fn metadata_difference(metadata: &[Metadata]) -> Option<String> {
+    let first = metadata.first()?;
+    let (number, other) = metadata.iter().enumerate().find(|(_, other)| *other != first)?;
+    let same_place = other.log_index == first.log_index;
+    let how = if same_place { "have other metadata at the same position" } else { "are not equally far" };
+    Some(format!("brokers 0 and {number} {how}: {first:?}, {other:?}"))
 }
 
 fn first_not_replicated(view: &ClusterView) -> Option<String> {
@@ -191,6 +229,15 @@ mod tests {
     fn a_replica_that_is_not_in_sync_is_named() {
         assert_eq!(first_not_replicated(&view(&[0, 1, 2])), None);
         assert!(first_not_replicated(&view(&[0, 1])).is_some_and(|text| text.contains("isr: [0, 1]")));
+    }
+
+    #[test]
+    fn metadata_has_to_be_the_same_at_the_same_position() {
+        let of = |log_index, checksum| Metadata { log_index, checksum };
+        let difference = |second| metadata_difference(&[of(7, 1), of(7, 1), second]);
+        assert_eq!(difference(of(7, 1)), None);
+        assert!(difference(of(7, 2)).is_some_and(|text| text.contains("0 and 2 have other metadata")));
+        assert!(difference(of(8, 1)).is_some_and(|text| text.contains("not equally far")));
     }
 
     #[test]
