@@ -90,7 +90,7 @@ chaos-bugs: rocksdb # has brokers make three bugs of the past, each until the fa
 failover: rocksdb # measures how long producers wait when a broker goes, about half an hour; prints a table (root)
 	@scripts/chaos.sh failover
 
-bench: rocksdb clients # compares with Apache Kafka, in turn: about two hours; writes bench/results/latest.json
+bench: rocksdb clients # compares with Apache Kafka, in turn: more than three hours; writes bench/results/latest.json
 	$(BUILD_BENCH)
 	@$(BENCH) compare $(BENCH_FOLDER) --output bench/results/latest.json $(BENCH_ARGUMENTS)
 
