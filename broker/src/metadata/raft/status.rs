@@ -147,15 +147,34 @@ pub(super) fn watch_status(
             });
         }
         let state = running.borrow_watched().running_state.clone();
-        match state {
-            Ok(()) | Err(Fatal::Stopped) => {}
-            Err(fatal) => {
-                tracing::error!(error = %fatal, "the metadata quorum member has failed");
-                failure.send_replace(Some(fatal.to_string()));
-            }
+        if let Some(reason) = why_ended(state) {
+            tracing::error!(reason, "the metadata quorum member has failed");
+            failure.send_replace(Some(reason));
         }
     });
     (statuses, failures)
+}
+
+/// Why a member has ended of which this is the last state; `None` if it was asked to.
+fn why_ended(last: Result<(), Fatal<TypeConfig>>) -> Option<String> {
+    match last {
+        Err(Fatal::Stopped) => None,
+        Err(fatal) => Some(fatal.to_string()),
+        // Every other end is noted.
+        Ok(()) => Some(Fatal::<TypeConfig>::Panicked.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_that_ended_without_a_word_has_panicked() {
+        assert_eq!(why_ended(Err(Fatal::Stopped)), None);
+        assert_eq!(why_ended(Err(Fatal::Panicked)).as_deref(), Some("panicked"));
+        assert_eq!(why_ended(Ok(())).as_deref(), Some("panicked"));
+    }
 }
 
 type ServerMetrics = openraft::metrics::RaftServerMetrics<TypeConfig>;
