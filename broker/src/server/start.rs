@@ -43,7 +43,7 @@ use crate::telemetry;
 use crate::volume::{self, KeptSpace, Volume};
 
 /// Time for leadership to move away when the broker is asked to stop.
-const CONTROLLED_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const CONTROLLED_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Time for clients' connections to end after that.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);

@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures::FutureExt as _;
 use millrace_management::kafka_uuid;
 use millrace_protocol::frame::{self, RequestFrame};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -34,7 +35,7 @@ use crate::replication::peers::FleetPeers;
 use crate::replication::{ReplicaManager, ReplicaManagerOptions, ThrottleRates};
 use crate::server::calls::Calls;
 use crate::server::settings::{ControllerSettings, topic_settings};
-use crate::server::start::watch_registration;
+use crate::server::start::{CONTROLLED_SHUTDOWN_TIMEOUT, watch_registration};
 use crate::storage::sim_store::{Platter, SimStore};
 use crate::volume::Volume;
 
@@ -83,6 +84,18 @@ pub(super) struct Machine {
     bootstrap: RefCell<Option<std::collections::BTreeMap<u64, String>>>,
     /// Why the process has ended by itself.
     pub(super) failure: RefCell<Option<String>>,
+    /// Asks the process to stop.
+    stop: Notify,
+    /// Whether the process has stopped because it was asked to, and is to be ended.
+    pub(super) has_stopped: Cell<bool>,
+}
+
+/// How a process ends by itself.
+enum End {
+    /// Something that it cannot go on without has failed.
+    Failed(String),
+    /// It was asked to.
+    Stopped,
 }
 
 /// What can be seen of a broker that runs.
@@ -118,6 +131,8 @@ impl Machine {
             runs: Cell::new(0),
             bootstrap: RefCell::new(None),
             failure: RefCell::new(None),
+            stop: Notify::new(),
+            has_stopped: Cell::new(false),
         });
         machine.format()?;
         Ok(machine)
@@ -165,10 +180,16 @@ impl Machine {
         }
     }
 
+    /// Asks the process to stop in good order; `has_stopped` tells when it has.
+    pub(super) fn ask_to_stop(&self) {
+        self.stop.notify_one();
+    }
+
     /// To be called before the process is ended.
     pub(super) fn process_ends(&self) {
         self.raft.borrow().process_ends();
         self.forget_running();
+        self.has_stopped.set(false);
         self.power.set(Power::NoProcess);
     }
 
@@ -203,10 +224,12 @@ impl Machine {
             return std::future::pending().await;
         }
         let failure = match self.run_broker().await {
-            Ok(reason) => reason,
-            Err(error) => error.to_string(),
+            Ok(End::Failed(reason)) => Some(reason),
+            Ok(End::Stopped) => None,
+            Err(error) => Some(error.to_string()),
         };
-        *self.failure.borrow_mut() = Some(failure);
+        self.has_stopped.set(failure.is_none());
+        *self.failure.borrow_mut() = failure;
         std::future::pending().await
     }
 
@@ -232,8 +255,8 @@ impl Machine {
             .map_err(|errors| crate::config::report(&errors).into())
     }
 
-    /// As `server::start` puts a broker together. Resolves to the reason why it has to end.
-    async fn run_broker(&self) -> Result<String, Box<dyn std::error::Error>> {
+    /// As `server::start` puts a broker together.
+    async fn run_broker(&self) -> Result<End, Box<dyn std::error::Error>> {
         let config = Arc::new(self.config()?);
         let volume = Arc::new(Volume::open_or_format(&self.directory, CLUSTER)?);
         let fleet = FleetListener::bind(&format!("0.0.0.0:{FLEET_PORT}"), None).await?;
@@ -298,10 +321,18 @@ impl Machine {
             });
             serve_clients(api).await;
         };
+        // What an earlier process was asked does not count.
+        let _ = self.stop.notified().now_or_never();
+        let stopping = async {
+            self.stop.notified().await;
+            // What it cannot give up in time, it gives up by ending.
+            let _ = metadata.member().controlled_shutdown(CONTROLLED_SHUTDOWN_TIMEOUT).await;
+        };
         tokio::select! {
             biased;
-            reason = metadata.failure() => Ok(reason),
-            () = serving => Ok("the listener for clients has ended".to_owned()),
+            reason = metadata.failure() => Ok(End::Failed(reason)),
+            () = serving => Ok(End::Failed("the listener for clients has ended".to_owned())),
+            () = stopping => Ok(End::Stopped),
         }
     }
 

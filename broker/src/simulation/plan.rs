@@ -34,6 +34,8 @@ pub(super) struct Step {
 pub(super) enum Fault {
     /// The process ends, and is started again.
     Kill(usize),
+    /// The process is asked to stop, and is started again when it has.
+    Stop(usize),
     /// The machine loses power.
     PowerFails(usize),
     /// All machines lose power at once.
@@ -108,7 +110,7 @@ impl Plan {
     fn fault(&self, random: &mut StdRng) -> Fault {
         let machine = random.random_range(0..self.machines);
         let other = (machine + random.random_range(1..self.machines)) % self.machines;
-        match random.random_range(0..22) {
+        match random.random_range(0..25) {
             0..4 => Fault::Kill(machine),
             4..7 => Fault::PowerFails(machine),
             7 => Fault::Blackout,
@@ -119,7 +121,8 @@ impl Plan {
             17 => Fault::Isolate(machine),
             18..20 => Fault::DiskStalls(machine),
             20 => Fault::ClockJumps(machine, random.random_range(-3_000_000..3_000_000)),
-            _ => Fault::SlowNetwork,
+            21 => Fault::SlowNetwork,
+            _ => Fault::Stop(machine),
         }
     }
 }

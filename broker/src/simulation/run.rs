@@ -175,6 +175,7 @@ impl Run {
                 self.trace.find(now, format!("the simulation has ended: {error}"));
             }
             self.checks.look(self.sim.elapsed());
+            self.end_what_has_stopped();
             steps += 1;
             if steps % LOOK_EVERY == 0 && done(self) {
                 return Ok(true);
@@ -191,6 +192,7 @@ impl Run {
         self.say(format!("begins: {fault:?} for {lasts:?}"));
         match *fault {
             Fault::Kill(number) => self.kill(number),
+            Fault::Stop(number) => self.machines[number].ask_to_stop(),
             Fault::PowerFails(number) => self.power_fails(number)?,
             Fault::Blackout => {
                 for number in 0..self.plan.machines {
@@ -228,9 +230,10 @@ impl Run {
     fn end(&mut self, fault: &Fault) -> std::io::Result<()> {
         self.say(format!("ends: {fault:?}"));
         match *fault {
-            Fault::Kill(number) | Fault::PowerFails(number) | Fault::VolumeLost(number, _) => {
-                self.start(number);
-            }
+            Fault::Kill(number)
+            | Fault::Stop(number)
+            | Fault::PowerFails(number)
+            | Fault::VolumeLost(number, _) => self.start(number),
             Fault::Blackout => (0..self.plan.machines).for_each(|number| self.start(number)),
             Fault::Cut(one, other) => self.sim.repair(host(one), host(other)),
             Fault::CutOneWay(from, to) => self.sim.repair_oneway(host(from), host(to)),
@@ -282,6 +285,19 @@ impl Run {
             self.machines[number].process_ends();
             // The machine's system ends the connections, and refuses new ones.
             self.sim.bounce(host(number));
+        }
+    }
+
+    /// Ends processes that have stopped as they were asked to, and starts them again if that was to be over by now.
+    fn end_what_has_stopped(&mut self) {
+        for number in 0..self.plan.machines {
+            if self.machines[number].has_stopped.get() {
+                self.say(format!("broker {number} has stopped"));
+                self.kill(number);
+                if !self.ends.values().any(|fault| *fault == Fault::Stop(number)) {
+                    self.start(number);
+                }
+            }
         }
     }
 
