@@ -10,7 +10,7 @@ use super::machine::{Machine, Running};
 use super::plan::Plan;
 use super::trace::{Trace, hash};
 use super::workload::TOPIC;
-use crate::metadata::image::{MetadataImage, NO_LEADER, PartitionImage, TopicIdPartition};
+use crate::metadata::image::{BrokerId, MetadataImage, NO_LEADER, PartitionImage, TopicIdPartition};
 use crate::replication::Partition;
 use crate::storage::sim_store::Batch;
 
@@ -29,6 +29,8 @@ pub(super) struct Checks {
     looked_at: BTreeMap<usize, Arc<MetadataImage>>,
     /// Batches below the high watermark that any leader ever had.
     committed: BTreeMap<TopicIdPartition, History>,
+    /// The latest state of each partition that any machine has.
+    newest: BTreeMap<TopicIdPartition, PartitionImage>,
 }
 
 /// A committed batch.
@@ -65,11 +67,15 @@ impl Checks {
             images: BTreeMap::new(),
             looked_at: BTreeMap::new(),
             committed: BTreeMap::new(),
+            newest: BTreeMap::new(),
         }
     }
 
     /// Looks at everything.
     pub(super) fn look(&mut self, elapsed: Duration) {
+        for running in self.machines.iter().filter_map(|machine| machine.running()) {
+            note_newest(&mut self.newest, &running.metadata.image());
+        }
         for machine in self.machines.clone() {
             if let Some(failure) = machine.failure.borrow_mut().take() {
                 self.trace.find(elapsed, format!("broker {} has ended: {failure}", machine.number));
@@ -197,6 +203,14 @@ impl Checks {
         on_its_volume && !has_lost
     }
 
+    /// Whether a later state than this one takes the replica away, which may have deleted its log then. That begins another
+    /// leader epoch; it may have been brought back since, with a log that begins anew.
+    fn is_taken_away(&self, id: TopicIdPartition, state: &PartitionImage, broker_id: BrokerId) -> bool {
+        self.newest.get(&id).is_some_and(|newest| {
+            newest.leader_epoch > state.leader_epoch && !newest.isr.contains(&broker_id)
+        })
+    }
+
     fn in_sync_replicas_hold_the_high_watermark(
         &self,
         elapsed: Duration,
@@ -206,7 +220,8 @@ impl Checks {
         partition: &Partition,
     ) {
         let (id, high_watermark) = (partition.id(), partition.high_watermark());
-        for member in state.isr.iter().filter_map(|id| self.machines.get(usize::try_from(*id).ok()?)) {
+        let there = state.isr.iter().filter(|broker_id| !self.is_taken_away(id, state, **broker_id));
+        for member in there.filter_map(|id| self.machines.get(usize::try_from(*id).ok()?)) {
             if !self.counts(image, state, member) {
                 continue;
             }
@@ -323,6 +338,18 @@ impl Checks {
             for finding in ledger.verify() {
                 self.trace.find(elapsed, format!("partition {number}: {finding}"));
             }
+        }
+    }
+}
+
+fn note_newest(newest: &mut BTreeMap<TopicIdPartition, PartitionImage>, image: &MetadataImage) {
+    let Some(topic) = image.topic_by_name(TOPIC) else { return };
+    for (partition, state) in (0..).zip(&topic.partitions) {
+        let known = newest
+            .entry(TopicIdPartition { topic_id: topic.topic_id, partition })
+            .or_insert_with(|| state.clone());
+        if state.partition_epoch > known.partition_epoch {
+            known.clone_from(state);
         }
     }
 }

@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
+use millrace_protocol::messages::alter_partition_reassignments_request::{
+    ReassignablePartition, ReassignableTopic,
+};
 use millrace_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use millrace_protocol::messages::delete_topics_request::DeleteTopicState;
 use millrace_protocol::messages::metadata_request::MetadataRequestTopic;
 use millrace_protocol::messages::{
-    CreateTopicsRequest, DeleteTopicsRequest, InitProducerIdRequest, MetadataRequest,
+    AlterPartitionReassignmentsRequest, CreateTopicsRequest, DeleteTopicsRequest, InitProducerIdRequest,
+    MetadataRequest,
 };
 use millrace_protocol::{ErrorCode, Request, frame};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -102,6 +106,26 @@ impl Connection {
         };
         let answer = self.call(6, &request).await?;
         code(answer.responses.first().map_or(-1, |topic| topic.error_code))
+    }
+
+    /// Moves a partition to these brokers, or cancels its move.
+    pub(super) async fn reassign(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        replicas: Option<Vec<i32>>,
+    ) -> Result<ErrorCode, Failed> {
+        let partition = ReassignablePartition { partition_index: partition, replicas, ..Default::default() };
+        let topic =
+            ReassignableTopic { name: topic.into(), partitions: vec![partition], ..Default::default() };
+        let request = AlterPartitionReassignmentsRequest {
+            timeout_ms: 3_000,
+            topics: vec![topic],
+            ..Default::default()
+        };
+        let answer = self.call(0, &request).await?;
+        let partition = answer.responses.first().and_then(|topic| topic.partitions.first());
+        code(partition.map_or(answer.error_code, |partition| partition.error_code))
     }
 
     pub(super) async fn init_producer_id(&mut self) -> Result<(i64, i16), Failed> {

@@ -15,6 +15,8 @@ pub(super) struct Plan {
     /// Records are acknowledged when they are written, not when they are synced.
     pub(super) written: bool,
     pub(super) snapshot_every: u64,
+    /// Partitions are moved from machine to machine meanwhile.
+    pub(super) moves: bool,
     /// Longest time that a message takes on a healthy link.
     pub(super) latency: Duration,
     pub(super) faults: Vec<Step>,
@@ -72,6 +74,7 @@ impl Plan {
             min_insync_replicas,
             written,
             snapshot_every: random.random_range(10..60),
+            moves: random.random_ratio(1, 3),
             latency: Duration::from_millis(random.random_range(2..25)),
             faults: Vec::new(),
         };

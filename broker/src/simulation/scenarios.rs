@@ -11,6 +11,7 @@ fn whole_fleet(folder: &Path) -> Run {
         min_insync_replicas: 2,
         written: false,
         snapshot_every: 1_000,
+        moves: false,
         latency: Duration::from_millis(5),
         faults: Vec::new(),
     };

@@ -11,6 +11,7 @@ use millrace_protocol::messages::{FetchRequest, ProduceRequest};
 use millrace_protocol::records::{BatchBuilder, Compression, NewRecord, batches};
 use millrace_protocol::{ErrorCode, RecordBytes};
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
 use rand::{Rng, SeedableRng};
 use tokio::time::sleep;
 
@@ -91,6 +92,9 @@ impl Workload {
             tasks.push(tokio::task::spawn_local(Rc::clone(&self).consume(partition)));
         }
         tasks.push(tokio::task::spawn_local(Rc::clone(&self).churn()));
+        if self.plan.moves {
+            tasks.push(tokio::task::spawn_local(Rc::clone(&self).move_partitions()));
+        }
         for task in tasks {
             task.await?;
         }
@@ -142,6 +146,30 @@ impl Workload {
             };
             self.say(format!("topic {name}: {outcome}"));
             number += 1;
+        }
+    }
+
+    /// Partitions move to other machines, also while they are moving, and back again (KIP-455).
+    async fn move_partitions(self: Rc<Self>) {
+        let mut random = self.random(997);
+        let machines = i32::try_from(self.plan.machines).unwrap_or(i32::MAX);
+        while self.phase.get() == Phase::Produce {
+            sleep(Duration::from_millis(random.random_range(200..1_500))).await;
+            let partition = random.random_range(0..self.plan.partitions);
+            let mut replicas: Vec<i32> = (0..machines).collect();
+            replicas.shuffle(&mut random);
+            // With two of them, everything that is committed lies on two machines.
+            replicas.truncate(random.random_range(2..=3));
+            let target = (!random.random_ratio(1, 6)).then_some(replicas);
+            let outcome = async {
+                let mut connection = Connection::open(random.random_range(0..self.plan.machines)).await?;
+                connection.reassign(TOPIC, partition, target.clone()).await
+            };
+            let outcome = match outcome.await {
+                Ok(error) => error.name().to_owned(),
+                Err(error) => error,
+            };
+            self.say(format!("partition {partition} to {target:?}: {outcome}"));
         }
     }
 
