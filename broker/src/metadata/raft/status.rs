@@ -165,6 +165,8 @@ fn why_ended(last: Result<(), Fatal<TypeConfig>>) -> Option<String> {
     }
 }
 
+type ServerMetrics = openraft::metrics::RaftServerMetrics<TypeConfig>;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,5 +178,3 @@ mod tests {
         assert_eq!(why_ended(Ok(())).as_deref(), Some("panicked"));
     }
 }
-
-type ServerMetrics = openraft::metrics::RaftServerMetrics<TypeConfig>;
