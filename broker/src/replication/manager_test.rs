@@ -16,10 +16,14 @@ use crate::storage::batch::samples::{batch, batch_at, producer_batch};
 use crate::storage::journal::{JournalStore, JournalStoreOptions};
 use crate::storage::{LogSettings, StoredLog};
 
+#[path = "following_test.rs"]
+mod following_test;
 #[path = "hosting_test.rs"]
 mod hosting_test;
 #[path = "offsets_test.rs"]
 mod offsets_test;
+#[path = "producers_test.rs"]
+mod producers_test;
 
 const VERSION: i16 = 13;
 const OURS: i32 = 1;
@@ -329,89 +333,6 @@ async fn log_append_time_is_in_the_response_p9() {
     let broker = Broker::start_with(volume.path(), image(5, &[(1, &[OURS])]), true, settings).await;
     broker.clock.store(123_456, Ordering::Relaxed);
     assert_eq!(broker.produce(id(1, 0), batch(1, b"v")).await.log_append_time_ms, 123_456);
-}
-
-#[tokio::test]
-async fn a_repeated_batch_gets_its_first_offset_even_after_a_restart_i1_i5() {
-    let volume = volume();
-    let sent = |sequence| producer_batch((7, 0, sequence), &[1_000, 1_000], b"v");
-    for clean in [true, false] {
-        let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
-        let first = broker.produce(id(1, 0), sent(0)).await;
-        assert_eq!((first.error, first.base_offset), (ErrorCode::None, 0));
-        let second = broker.produce(id(1, 0), sent(2)).await;
-        assert_eq!((second.error, second.base_offset), (ErrorCode::None, 2));
-        assert_eq!(broker.produce(id(1, 0), sent(8)).await.error, ErrorCode::OutOfOrderSequenceNumber, "I2");
-        assert_eq!(
-            broker.manager.partition(id(1, 0)).unwrap().high_watermark(),
-            4,
-            "nothing was appended twice"
-        );
-        if clean {
-            broker.manager.shutdown().await;
-        } else {
-            broker.manager.inner.options.store.close();
-        }
-    }
-    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
-    assert_eq!(broker.produce(id(1, 0), sent(2)).await.base_offset, 2);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_producer_is_forgotten_once_it_has_been_idle_for_longer_than_its_expiration_i4() {
-    let volume = volume();
-    let broker = Broker::start_as(volume.path(), image(5, &[(1, &[OURS])]), true, |options| {
-        options.retention_check_interval = Duration::from_millis(5);
-        options.producer_id_expiration = Duration::from_secs(60);
-    })
-    .await;
-    let start = broker.clock.load(Ordering::Relaxed);
-    let sent = |producer, sequence| producer_batch((producer, 0, sequence), &[1_000], b"v");
-    assert_eq!(broker.produce(id(1, 0), sent(7, 0)).await.error, ErrorCode::None);
-    broker.clock.store(start + 1, Ordering::Relaxed);
-    assert_eq!(broker.produce(id(1, 0), sent(8, 0)).await.error, ErrorCode::None);
-    let gap = broker.produce(id(1, 0), sent(7, 5)).await;
-    assert_eq!(gap.error, ErrorCode::OutOfOrderSequenceNumber, "it is known");
-    let partition = broker.manager.partition(id(1, 0)).unwrap();
-    broker.clock.store(start + 60_001, Ordering::Relaxed);
-    let forgotten = async {
-        while partition.last_offsets_of_producers().contains_key(&7) {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(TIMEOUT, forgotten).await.unwrap();
-    assert_eq!(partition.last_offsets_of_producers(), HashMap::from([(8, 1)]), "idle for just as long");
-    assert_eq!(broker.produce(id(1, 0), sent(7, 5)).await.base_offset, 2, "as one that was never here");
-    broker.manager.shutdown().await;
-}
-
-#[tokio::test]
-async fn a_follower_takes_no_batch_of_an_epoch_later_than_its_leaders_l4() {
-    let volume = volume();
-    let broker = Broker::start(volume.path(), image(5, &[(1, &[OTHER, OURS])])).await;
-    let [followed, led] = [id(1, 0), id(1, 1)].map(|id| broker.manager.partition(id).unwrap());
-    let admission = Arc::new(Admission::new(None));
-    let sent = |base_offset, leader_epoch| {
-        let record = NewRecord { timestamp: 1_000, value: Some(b"v"), ..NewRecord::default() };
-        let batch = BatchBuilder::new(Compression::None).base_offset(base_offset).leader_epoch(leader_epoch);
-        RecordBytes::from(batch.append(record).build())
-    };
-    // The leader's epoch is 3.
-    let both = [sent(0, 3).into_bytes(), sent(1, 4).into_bytes()].concat();
-    let refused = followed.append_fetched(3, &RecordBytes::from(Bytes::from(both)), &admission, 0);
-    assert!(matches!(&refused, Err(FollowError::Rejected(why)) if why.contains("epoch 4")), "{refused:?}");
-    assert_eq!(followed.log().ends().log_end, 0);
-    assert_eq!(followed.append_fetched(3, &sent(0, 2), &admission, 0).unwrap(), 1, "of an earlier leader");
-    assert_eq!(followed.append_fetched(3, &sent(1, 3), &admission, 0).unwrap(), 2);
-    // What an answer of another epoch brings comes from somebody who does not lead, or from one not heard of yet.
-    for leader_epoch in [2, 4] {
-        let stale = followed.append_fetched(leader_epoch, &sent(2, leader_epoch), &admission, 0);
-        assert!(matches!(stale, Err(FollowError::Stale)), "{leader_epoch}");
-    }
-    let stale = led.append_fetched(3, &sent(0, 3), &admission, 0);
-    assert!(matches!(stale, Err(FollowError::Stale)), "a leader takes nothing from anyone");
-    assert_eq!((followed.log().ends().log_end, led.log().ends().log_end), (2, 0));
-    broker.manager.shutdown().await;
 }
 
 #[tokio::test]

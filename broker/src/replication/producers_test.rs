@@ -1,0 +1,57 @@
+//! What is known of producers.
+
+use super::*;
+
+#[tokio::test]
+async fn a_repeated_batch_gets_its_first_offset_even_after_a_restart_i1_i5() {
+    let volume = volume();
+    let sent = |sequence| producer_batch((7, 0, sequence), &[1_000, 1_000], b"v");
+    for clean in [true, false] {
+        let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+        let first = broker.produce(id(1, 0), sent(0)).await;
+        assert_eq!((first.error, first.base_offset), (ErrorCode::None, 0));
+        let second = broker.produce(id(1, 0), sent(2)).await;
+        assert_eq!((second.error, second.base_offset), (ErrorCode::None, 2));
+        assert_eq!(broker.produce(id(1, 0), sent(8)).await.error, ErrorCode::OutOfOrderSequenceNumber, "I2");
+        assert_eq!(
+            broker.manager.partition(id(1, 0)).unwrap().high_watermark(),
+            4,
+            "nothing was appended twice"
+        );
+        if clean {
+            broker.manager.shutdown().await;
+        } else {
+            broker.manager.inner.options.store.close();
+        }
+    }
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    assert_eq!(broker.produce(id(1, 0), sent(2)).await.base_offset, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_is_forgotten_once_it_has_been_idle_for_longer_than_its_expiration_i4() {
+    let volume = volume();
+    let broker = Broker::start_as(volume.path(), image(5, &[(1, &[OURS])]), true, |options| {
+        options.retention_check_interval = Duration::from_millis(5);
+        options.producer_id_expiration = Duration::from_secs(60);
+    })
+    .await;
+    let start = broker.clock.load(Ordering::Relaxed);
+    let sent = |producer, sequence| producer_batch((producer, 0, sequence), &[1_000], b"v");
+    assert_eq!(broker.produce(id(1, 0), sent(7, 0)).await.error, ErrorCode::None);
+    broker.clock.store(start + 1, Ordering::Relaxed);
+    assert_eq!(broker.produce(id(1, 0), sent(8, 0)).await.error, ErrorCode::None);
+    let gap = broker.produce(id(1, 0), sent(7, 5)).await;
+    assert_eq!(gap.error, ErrorCode::OutOfOrderSequenceNumber, "it is known");
+    let partition = broker.manager.partition(id(1, 0)).unwrap();
+    broker.clock.store(start + 60_001, Ordering::Relaxed);
+    let forgotten = async {
+        while partition.last_offsets_of_producers().contains_key(&7) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, forgotten).await.unwrap();
+    assert_eq!(partition.last_offsets_of_producers(), HashMap::from([(8, 1)]), "idle for just as long");
+    assert_eq!(broker.produce(id(1, 0), sent(7, 5)).await.base_offset, 2, "as one that was never here");
+    broker.manager.shutdown().await;
+}
