@@ -17,6 +17,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use millrace_management::kafka_uuid;
 use parking_lot::Mutex;
@@ -134,6 +135,8 @@ pub struct Volume {
     volume_uuid: Uuid,
     broker_id: Mutex<Option<BrokerId>>,
     run: Mutex<LastRun>,
+    /// Whether this run has lost something.
+    failed: AtomicBool,
     kept_space: Arc<KeptSpace>,
     /// Held for its lock, which the operating system gives up when the file is closed, however the process ends.
     _lock: File,
@@ -181,6 +184,7 @@ impl Volume {
             volume_uuid: identity.volume_uuid,
             broker_id: Mutex::new(identity.broker_id),
             run: Mutex::new(run),
+            failed: AtomicBool::new(false),
             kept_space: Arc::new(kept_space),
             _lock: lock,
         })
@@ -249,13 +253,25 @@ impl Volume {
         self.run.lock().lost_unsynced
     }
 
-    /// The controller knows of the loss, if there was one; remembered when this returns. Blocks on the disk if so.
+    /// The controller knows of the loss before this run, if there was one; remembered when this returns. Blocks on the disk
+    /// if so.
     pub fn set_loss_reported(&self) -> Result<(), VolumeError> {
         let mut run = self.run.lock();
-        if run.lost_unsynced {
+        if run.lost_unsynced && !self.failed.load(Ordering::Acquire) {
             self.replace_run(&mut run, LastRun::reported)?;
         }
         Ok(())
+    }
+
+    /// A write or sync of this run has failed: what was not synced may be lost, and the next run has to say so. Blocks on
+    /// the disk.
+    ///
+    /// # Errors
+    /// The disk does not take that either.
+    pub fn set_lost(&self) -> Result<(), VolumeError> {
+        let mut run = self.run.lock();
+        self.failed.store(true, Ordering::Release);
+        self.replace_run(&mut run, LastRun::lost)
     }
 
     /// The broker has stopped in order and writes nothing any more: syncs everything and remembers that. Blocks on the
@@ -447,6 +463,21 @@ mod tests {
         volume.set_loss_reported().unwrap();
         assert!(!volume.lost_unsynced());
         drop(volume);
+        assert!(!open().lost_unsynced());
+    }
+
+    #[test]
+    fn a_loss_of_this_run_is_for_the_next_one_to_report() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || Volume::open_or_format(directory.path(), CLUSTER).unwrap();
+        let volume = open();
+        volume.set_lost().unwrap();
+        volume.set_loss_reported().unwrap();
+        drop(volume);
+        let next = open();
+        assert!(next.lost_unsynced());
+        next.set_loss_reported().unwrap();
+        drop(next);
         assert!(!open().lost_unsynced());
     }
 

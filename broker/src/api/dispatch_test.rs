@@ -59,7 +59,7 @@ impl Broker {
             volume_uuid,
             images: metadata.subscribe(),
             caught_up: watch::channel(true).1,
-            topic_settings: Arc::new(|_| TopicSettings::default()),
+            topic_settings: Arc::new(|_, _| TopicSettings::default()),
             throttle_rates: Arc::new(|_| ThrottleRates::default()),
             peers: Arc::new(NoPeers),
             rack_aware_reads: true,

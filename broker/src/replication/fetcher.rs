@@ -24,7 +24,7 @@ use super::sessions::{BEGIN, WAKE};
 use super::waiters::Awaited;
 #[cfg(any(test, feature = "historical-bugs"))]
 use crate::bugs::{self, Bug};
-use crate::metadata::image::{BrokerId, BrokerImage, TopicIdPartition};
+use crate::metadata::image::{BrokerId, BrokerImage, MetadataImage, TopicIdPartition};
 use crate::schema::internal::replica_fetch_answer::FetchedReplica;
 use crate::schema::internal::replica_fetch_call::{FollowedPartition, ForgottenPartition};
 use crate::schema::internal::{ReplicaFetchAnswer, ReplicaFetchCall};
@@ -235,9 +235,8 @@ impl Fetcher {
         let Some(wait) = self.inner.follower_quota.lock().wait(now) else { return };
         let image = Arc::clone(&self.inner.options.images.borrow());
         let is_left_out = |id: &TopicIdPartition| {
-            let settings = self.following.get(id).map(|order| order.partition.settings());
-            settings.is_some_and(|settings| settings.follower_throttled.contains(id.partition, own_id))
-                && image.partition(*id).is_some_and(|state| !state.isr.contains(&own_id))
+            let order = self.following.get(id);
+            order.is_some_and(|order| is_throttled(&image, &order.partition, own_id))
         };
         let left_out: Vec<TopicIdPartition> = self.to_name.iter().copied().filter(is_left_out).collect();
         for id in left_out {
@@ -420,8 +419,7 @@ impl Fetcher {
                 Ok(Next::AskAgain)
             }
             ErrorCode::None => self.append(partition, leader_epoch, &fetched, now_ms).await,
-            ErrorCode::OffsetOutOfRange if fetched.log_start > partition.fetch_position().0 => {
-                // The leader has deleted what would come next.
+            ErrorCode::OffsetOutOfRange if partition.is_apart_from(fetched.log_start) => {
                 on_disk(partition, move |it| it.start_anew(leader_epoch, fetched.log_start)).await?;
                 Ok(Next::AskAgain)
             }
@@ -440,8 +438,8 @@ impl Fetcher {
             return;
         }
         let own_id = self.leader().map(|(_, (own_id, _))| own_id);
-        let throttled = &partition.settings().follower_throttled;
-        if own_id.is_some_and(|own_id| throttled.contains(partition.id().partition, own_id)) {
+        let image = Arc::clone(&self.inner.options.images.borrow());
+        if own_id.is_some_and(|own_id| is_throttled(&image, partition, own_id)) {
             quota.record(bytes, Instant::now());
         }
     }
@@ -496,6 +494,13 @@ enum Next {
 
 /// The store takes nothing any more; the broker is about to stop.
 struct StoreGone;
+
+/// Whether the replica here is throttled, and one that is not in sync.
+fn is_throttled(image: &MetadataImage, partition: &Partition, own_id: BrokerId) -> bool {
+    let id = partition.id();
+    partition.settings().follower_throttled.contains(id.partition, own_id)
+        && image.partition(id).is_some_and(|state| !state.isr.contains(&own_id))
+}
 
 /// Whether the log here is a beginning of the leader's.
 fn is_whole(fetched: &FetchedReplica) -> bool {

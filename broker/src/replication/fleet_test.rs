@@ -9,6 +9,7 @@ use millrace_protocol::records::BatchHeader;
 use super::test_fleet::{DEADLINE, Fleet, ID};
 use super::*;
 use crate::metadata::image::NO_LEADER;
+use crate::storage::batch::WholeBatches;
 use crate::storage::batch::samples::{batch, producer_batch};
 
 fn settings() -> TopicSettings {
@@ -112,6 +113,68 @@ async fn a_repetition_at_the_next_leader_is_known_as_one_i5() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_begins_anew_knows_nothing_of_producers_from_before_i5() {
+    let fleet = Fleet::start(settings()).await;
+    let sent = |sequence| producer_batch((7, 0, sequence), &[1_000, 1_000], b"v");
+    assert_eq!(fleet.produce(1, sent(0)).await, 0);
+    fleet.until(3, |it| it.log().ends().durable_end == 2).await;
+    fleet.cut_off(3);
+    assert_eq!(fleet.produce(1, sent(2)).await, 2);
+    assert_eq!(fleet.produce(1, sent(4)).await, 4);
+    fleet.until_isr(vec![1, 2]).await;
+    let deleted = fleet.manager(1).delete_records(ID, None, Duration::from_millis(50)).await;
+    assert_eq!((deleted, fleet.ends(1).log_start), (Err(ErrorCode::RequestTimedOut), 6));
+    fleet.reconnect(3);
+    fleet.until_isr(vec![1, 2, 3]).await;
+    fleet.elect(3, &[1, 2, 3]);
+    fleet.until(3, |it| it.role().leads).await;
+    assert_eq!(fleet.produce(3, sent(6)).await, 6, "what lies between is deleted, and was there");
+    assert_eq!(fleet.produce(3, sent(6)).await, 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_follower_follows_a_leader_that_was_elected_uncleanly_and_has_less() {
+    let fleet = Fleet::start(settings()).await;
+    fleet.produce(1, batch(5, b"value")).await;
+    fleet.until(3, |it| it.log().ends().durable_end == 5).await;
+    fleet.cut_off(3);
+    fleet.produce(1, batch(5, b"value")).await;
+    fleet.until_isr(vec![1, 2]).await;
+    let deleted = fleet.manager(1).delete_records(ID, None, Duration::from_millis(50)).await;
+    assert_eq!(deleted, Err(ErrorCode::RequestTimedOut));
+    fleet.until(2, |it| it.log().ends().log_start == 10).await;
+    fleet.cut_off(1);
+    fleet.reconnect(3);
+    fleet.elect(3, &[3]);
+    fleet.until(3, |it| it.role().leads).await;
+    fleet.until_isr(vec![2, 3]).await;
+    assert_eq!(fleet.produce(3, batch(1, b"next")).await, 5);
+    fleet.until_equal(&[3, 2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_committed_is_read_after_a_restart_below_min_isr() {
+    let fleet = Fleet::start(TopicSettings { min_insync_replicas: 2, ..settings() }).await;
+    fleet.produce(1, batch(3, b"committed")).await;
+    fleet.cut_off(2);
+    fleet.cut_off(3);
+    let alone = fleet.produce_with(1, batch(1, b"on the leader"), RequiredAcks::Leader).await;
+    assert_eq!((alone.error, alone.base_offset), (ErrorCode::None, 3));
+    fleet.until_isr(vec![1]).await;
+    fleet.manager(1).shutdown().await;
+    fleet.elect(1, &[1]);
+    fleet.start_broker(1);
+    fleet.until(1, |it| it.role().leads).await;
+    let read = fleet.manager(1).fetch(plan(0, "")).await.remove(0);
+    assert_eq!((read.error, read.high_watermark), (ErrorCode::None, 3));
+    assert_eq!(WholeBatches::new(&read.records.into_bytes()).count(), 1);
+    let latest =
+        OffsetQuery { partition: ID, timestamp: -1, current_leader_epoch: None, read_committed: false };
+    let latest = fleet.manager(1).list_offset(latest);
+    assert_eq!(latest, Err(ErrorCode::OffsetNotAvailable), "whether there is more, nobody knows (L8)");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_has_the_producers_as_of_the_high_watermark_since_the_rest_may_be_cut_off_i5() {
     let fleet = Fleet::start(settings()).await;
     let sent = |sequence| producer_batch((7, 0, sequence), &[1_000, 1_000], b"v");
@@ -121,8 +184,9 @@ async fn a_checkpoint_has_the_producers_as_of_the_high_watermark_since_the_rest_
     assert_eq!((lost.error, lost.base_offset), (ErrorCode::None, 2));
     let snapshot = fleet.partition(1).snapshot();
     assert_eq!((snapshot.offset, fleet.ends(1).log_end), (2, 4));
-    let producers = producer_state::ProducerStates::decode(&snapshot.bytes).unwrap();
-    assert_eq!(producers.last_offsets().collect::<Vec<_>>(), [(7, 1)]);
+    let kept = kept_state::KeptState::decode(&snapshot.bytes).unwrap();
+    assert_eq!(kept.high_watermark, Some(2));
+    assert_eq!(kept.producers.last_offsets().collect::<Vec<_>>(), [(7, 1)]);
 
     // It is stopped in order, and has to cut its log when it comes back.
     fleet.manager(1).shutdown().await;
@@ -235,8 +299,8 @@ async fn the_end_is_not_told_before_it_is_as_far_as_consumers_have_been_l8() {
     let fleet = Fleet::start(settings()).await;
     fleet.produce(1, batch(7, b"seen")).await;
     fleet.until(2, |it| it.log().ends().durable_end == 7).await;
-    // After a restart 2 does not know the high watermark, and nobody who is in sync can tell how far it is.
-    fleet.manager(2).shutdown().await;
+    // After a crash 2 does not know the high watermark, and nobody who is in sync can tell how far it is.
+    fleet.kill(2).await;
     fleet.cut_off(1);
     fleet.cut_off(3);
     fleet.elect(2, &[2, 3]);

@@ -84,10 +84,10 @@ impl Inner {
             }
         }
         if caught_up {
-            to_delete.into_iter().for_each(|id| self.delete(id));
             for topic in topics_before.values().filter(|topic| !image.topics.contains_key(&topic.topic_id)) {
-                self.delete_topic(topic);
+                to_delete.extend(self.hosted_of(topic));
             }
+            self.delete(&to_delete);
         }
         for (id, settings, assignment) in to_open {
             self.open(id, settings, assignment);
@@ -121,8 +121,9 @@ impl Inner {
                     to_delete.push(id);
                 }
             }
-            let settings =
-                Arc::clone(settings.get_or_insert_with(|| Arc::new((self.options.topic_settings)(topic))));
+            let settings = Arc::clone(
+                settings.get_or_insert_with(|| Arc::new((self.options.topic_settings)(image, topic))),
+            );
             let own = own.filter(|_| may_act);
             let assignment = assignment(image, state, own, settings.min_insync_replicas);
             match hosted {
@@ -183,25 +184,33 @@ impl Inner {
         })
     }
 
-    fn delete_topic(&self, topic: &TopicImage) {
-        for number in (0..).take(topic.partitions.len()) {
-            let id = TopicIdPartition { topic_id: topic.topic_id, partition: number };
-            if self.partitions.read().contains_key(&id) {
-                self.delete(id);
-            }
-        }
+    /// Partitions of a topic that are hosted here.
+    fn hosted_of(&self, topic: &TopicImage) -> Vec<TopicIdPartition> {
+        let partitions = self.partitions.read();
+        let ids = (0..).take(topic.partitions.len());
+        let ids = ids.map(|partition| TopicIdPartition { topic_id: topic.topic_id, partition });
+        ids.filter(|id| partitions.contains_key(id)).collect()
     }
 
-    fn delete(&self, id: TopicIdPartition) {
-        let hosted = self.partitions.write().remove(&id);
-        if let Some(Hosted::Online(partition)) = hosted {
-            self.fetchers.forget(id);
-            partition.retire();
+    /// All at once: no later image is looked at before their deletion is durable, and this broker may be elected there.
+    fn delete(&self, ids: &[TopicIdPartition]) {
+        if ids.is_empty() {
+            return;
         }
-        match self.options.store.delete(id) {
-            Ok(()) => tracing::info!(topic_id = %id.topic_id, partition = id.partition, "deleted log"),
-            Err(error) => {
-                tracing::error!(topic_id = %id.topic_id, partition = id.partition, %error, "log is not deleted");
+        for id in ids {
+            let hosted = self.partitions.write().remove(id);
+            if let Some(Hosted::Online(partition)) = hosted {
+                self.fetchers.forget(*id);
+                partition.retire();
+            }
+        }
+        let deleted = self.options.store.delete(ids);
+        for id in ids {
+            match &deleted {
+                Ok(()) => tracing::info!(topic_id = %id.topic_id, partition = id.partition, "deleted log"),
+                Err(error) => {
+                    tracing::error!(topic_id = %id.topic_id, partition = id.partition, %error, "log is not deleted");
+                }
             }
         }
     }
@@ -211,15 +220,15 @@ impl Inner {
         // Opened because an older image knew them.
         let gone: Vec<_> =
             self.partitions.read().keys().copied().filter(|id| image.partition(*id).is_none()).collect();
-        gone.into_iter().for_each(|id| self.delete(id));
-        let mut disowned = Vec::new();
+        self.delete(&gone);
+        let (mut disowned, mut deleted) = (Vec::new(), Vec::new());
         for stored in self.options.store.list() {
             let id = stored.partition;
             if image.partition(id).is_some_and(|state| !self.is_taken_away(image, state)) {
                 continue;
             }
             match stored.known_at {
-                Some(known_at) if known_at < image.log_index => self.delete(id),
+                Some(known_at) if known_at < image.log_index => deleted.push(id),
                 Some(known_at) => {
                     if known_at != u64::MAX {
                         disowned.push(id);
@@ -232,10 +241,12 @@ impl Inner {
                 }
                 None => tracing::warn!(
                     topic_id = %id.topic_id, partition = id.partition,
-                    "kept a log of an unknown topic, or one that is elsewhere now; delete its directory to free the space"
+                    "kept a log of an unknown topic, or one that is elsewhere now, as no checkpoint tells that it was \
+                     there before; an empty volume for this broker frees its space"
                 ),
             }
         }
+        self.delete(&deleted);
         if disowned.is_empty() {
             return;
         }

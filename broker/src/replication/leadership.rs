@@ -91,8 +91,8 @@ struct Follower {
     durable_end: Option<i64>,
     /// Where its log starts; likewise.
     log_start: Option<i64>,
-    /// The leader's log end at its last fetch, and when that was.
-    last_fetch: Option<(i64, Instant)>,
+    /// The leader's log end at one of its fetches, and when that was; another one when it has all of that.
+    mark: Option<(i64, Instant)>,
     /// When it last had everything that the leader had at the time, if it ever did.
     caught_up: Option<Instant>,
     /// What it was sent while it is not in sync; `None` before that, and when it is.
@@ -117,7 +117,7 @@ impl Follower {
             fetching_epoch: -1,
             durable_end: None,
             log_start: None,
-            last_fetch: None,
+            mark: None,
             caught_up,
             filling: None,
         }
@@ -240,19 +240,20 @@ impl Leadership {
         };
         if follower.fetching_epoch != broker_epoch && !in_sync {
             // It was away. That it had caught up before says nothing of how far it has to go now: nobody waits for it.
-            (follower.caught_up, follower.last_fetch) = (None, None);
+            (follower.caught_up, follower.mark) = (None, None);
         }
         follower.fetching_epoch = broker_epoch;
         (follower.log_start, follower.durable_end) = (Some(log_start), Some(durable_end));
         if durable_end >= self.log_end {
             follower.caught_up = Some(now);
-        } else if let Some((end, at)) = follower.last_fetch
-            && durable_end >= end
-        {
-            // It has what the leader had then, however much came since: a busy leader ejects nobody who keeps up.
-            follower.caught_up = follower.caught_up.max(Some(at));
         }
-        follower.last_fetch = Some((self.log_end, now));
+        // Once it has what the leader had at the mark it had caught up then, however much came since: a busy leader ejects
+        // nobody who keeps up. Not the end at its last fetch: who asks for more before the last is durable never has that.
+        if follower.mark.is_none_or(|(end, _)| durable_end >= end) {
+            let at = follower.mark.map(|(_, at)| at);
+            follower.caught_up = follower.caught_up.max(at);
+            follower.mark = Some((self.log_end, now));
+        }
     }
 
     /// Lowest log start of this broker, whose own is `log_start`, and of the followers that are in service (D1); -1 while

@@ -248,3 +248,36 @@ fn f13_clients_are_sent_only_to_followers_in_sync_that_have_the_offset() {
     assert_eq!(readable(&leads, 8), [(2, 8)], "it can wait there for the next");
     assert_eq!(readable(&leads, 9), []);
 }
+
+#[test]
+fn l6_a_follower_that_tells_of_its_disk_two_rounds_later_all_the_time_stays() {
+    let (mut leads, mut now) = leads_from(0, &[1, 2]);
+    let mut end = 100;
+    for _ in 0..200 {
+        end += 100;
+        fetched(&mut leads, (2, end - 250), end, now);
+        now += LAG / 20;
+        leads.appended(end + 50, now);
+        assert_eq!(leads.propose_shrinking(now, LAG), None, "at {end}");
+    }
+}
+
+#[test]
+fn l6_a_follower_that_falls_further_and_further_behind_leaves() {
+    let (mut leads, start) = leads_from(0, &[1, 2]);
+    // It has what the leader had when half of the time had passed.
+    let behind = |step: u32| i64::from(step) / 2 * 100;
+    for step in 0..200 {
+        let now = start + LAG / 10 * step;
+        fetched(&mut leads, (2, behind(step)), i64::from(step) * 100 + 1, now);
+        if leads.propose_shrinking(now, LAG).is_some() {
+            // From mark to mark it is seen to be up to twice as far behind as it is.
+            assert!(
+                (10..=20).contains(&step),
+                "it is half a lag behind after ten steps, and a whole one after 20: {step}"
+            );
+            return;
+        }
+    }
+    panic!("it is ten lags behind");
+}

@@ -37,6 +37,9 @@ use crate::storage::{Admission, EpochEnd, LogStore, StoreFailure};
 /// Longest wait of a request for a partition that the image gives us and that is still being opened.
 const OPENING_WAIT: Duration = Duration::from_secs(2);
 
+/// What the settings of a topic of an image are for its partitions on this broker.
+pub type TopicSettingsOf = dyn Fn(&MetadataImage, &TopicImage) -> TopicSettings + Send + Sync;
+
 /// What a [`ReplicaManager`] needs.
 #[derive(Clone)]
 pub struct ReplicaManagerOptions {
@@ -49,8 +52,9 @@ pub struct ReplicaManagerOptions {
     /// Becomes true once the image contains this broker's latest registration, and stays true. Nothing is led and
     /// nothing deleted before.
     pub caught_up: watch::Receiver<bool>,
-    /// Settings of a topic.
-    pub topic_settings: Arc<dyn Fn(&TopicImage) -> TopicSettings + Send + Sync>,
+    /// Settings of a topic, as an image has them. Of the image in which its partitions are looked at: a leader must not go
+    /// by a later `min.insync.replicas` than by in-sync replicas.
+    pub topic_settings: Arc<TopicSettingsOf>,
     /// How fast replicas are filled that are throttled, as an image has it for this broker.
     pub throttle_rates: Arc<dyn Fn(&MetadataImage) -> ThrottleRates + Send + Sync>,
     /// Leaders on other brokers, and the controller.

@@ -96,7 +96,7 @@ impl Broker {
         settings: TopicSettings,
     ) -> Self {
         let settings = move |options: &mut ReplicaManagerOptions| {
-            options.topic_settings = Arc::new(move |_| settings.clone());
+            options.topic_settings = Arc::new(move |_, _| settings.clone());
         };
         Self::start_as(volume, first, caught_up, settings).await
     }
@@ -123,7 +123,7 @@ impl Broker {
             volume_uuid: volume_uuid(),
             images: images.subscribe(),
             caught_up: caught_up.subscribe(),
-            topic_settings: Arc::new(|_| TopicSettings::default()),
+            topic_settings: Arc::new(|_, _| TopicSettings::default()),
             throttle_rates: Arc::new(|_| ThrottleRates::default()),
             peers: Arc::new(NoPeers),
             rack_aware_reads: true,

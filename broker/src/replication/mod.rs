@@ -21,6 +21,7 @@
 pub mod cleaner;
 mod fetcher;
 mod hosting;
+mod kept_state;
 mod leadership;
 mod load;
 pub mod manager;

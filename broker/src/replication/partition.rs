@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::kept_state::KeptState;
 use super::leadership::LeaderAssignment;
 use super::producer_state::{ProducerStates, SequenceError, Verdict};
 use super::producer_undo::UndoLog;
@@ -242,7 +243,8 @@ impl Partition {
         let listener: Arc<dyn LogListener> = Arc::clone(&watermark) as Arc<dyn LogListener>;
         let opened = store.open(id, settings.log, Arc::downgrade(&listener))?;
         let ends = opened.log.ends();
-        watermark.opened(&ends);
+        let kept = opened.state.as_ref().and_then(|state| KeptState::decode(&state.bytes).ok());
+        watermark.opened(&ends, kept.and_then(|kept| kept.high_watermark));
         let snapshots: VecDeque<_> = opened.state.into_iter().collect();
         let (producers, undo_log) = producers_at(id, opened.log.as_ref(), &snapshots, ends.log_end, now_ms)?;
         let role = Role { leader_epoch: -1, leads: false, follows: None };
@@ -385,7 +387,12 @@ impl Partition {
 
     /// How far an append has come that waits for `acks` (P11).
     pub fn progress(&self, appended: &Appended, acks: RequiredAcks) -> Progress {
-        // First: an offset that another leader has written meanwhile is not this append.
+        let end = match acks {
+            RequiredAcks::All => self.watermark.visible().high_watermark,
+            RequiredAcks::Leader | RequiredAcks::None => self.log.ends().durable_end,
+        };
+        // After it: whoever still leads has led when that was the end, so that it is not one that another leader's records
+        // have reached, in the place of this append.
         let (role, led_since) = {
             let state = self.state.lock();
             (state.role, state.led_since)
@@ -393,10 +400,6 @@ impl Partition {
         if !role.leads || appended.leader_epoch < led_since {
             return Progress::Failed(ErrorCode::NotLeaderOrFollower);
         }
-        let end = match acks {
-            RequiredAcks::All => self.watermark.visible().high_watermark,
-            RequiredAcks::Leader | RequiredAcks::None => self.log.ends().durable_end,
-        };
         if end > appended.last_offset {
             return if acks == RequiredAcks::All && self.too_few_in_sync().is_some() {
                 Progress::Failed(ErrorCode::NotEnoughReplicasAfterAppend)
@@ -552,8 +555,8 @@ impl Partition {
         self.watermark.visible.len() + self.watermark.durable.len()
     }
 
-    /// The producers' state, to be kept in a checkpoint: that of the high watermark if possible, below which the log is
-    /// not cut.
+    /// The high watermark and the producers' state, to be kept in a checkpoint: the state there if possible, as the log is
+    /// not cut below it.
     pub fn snapshot(&self) -> StateSnapshot {
         let high_watermark = self.high_watermark();
         let mut state = self.state.lock();
@@ -561,7 +564,7 @@ impl Partition {
         // Under the lock no append comes between the two.
         let log_end = self.log.ends().log_end;
         let (producers, offset) = state.undo_log.committed(&state.producers, high_watermark, log_end);
-        let snapshot = StateSnapshot { offset, bytes: producers.encode() };
+        let snapshot = StateSnapshot { offset, bytes: KeptState::encode(high_watermark, &producers) };
         if state.snapshots.back().is_none_or(|last| last.offset != snapshot.offset) {
             state.snapshots.push_back(snapshot.clone());
         }
@@ -611,7 +614,8 @@ impl Partition {
 }
 
 /// The producers' state at `end`, from the latest snapshot before it and the batches since, and how to take those back.
-/// Producers have been idle since their last batch was written, not since `now_ms`.
+/// Producers have been idle since their last batch was written, not since `now_ms`. Where batches between the two were
+/// deleted, nobody knows what those before them were followed by.
 /// Blocks on the disk.
 fn producers_at(
     id: TopicIdPartition,
@@ -621,9 +625,9 @@ fn producers_at(
     now_ms: i64,
 ) -> Result<(ProducerStates, UndoLog), StorageError> {
     let snapshot = snapshots.iter().rev().find(|snapshot| snapshot.offset <= end);
-    let decoded = snapshot.map(|snapshot| (ProducerStates::decode(&snapshot.bytes), snapshot.offset));
+    let decoded = snapshot.map(|snapshot| (KeptState::decode(&snapshot.bytes), snapshot.offset));
     let (mut producers, from) = match decoded {
-        Some((Ok(producers), offset)) => (producers, offset),
+        Some((Ok(kept), offset)) => (kept.producers, offset),
         Some((Err(error), _)) => {
             // The batches themselves are the truth; they are merely slower to read.
             tracing::error!(topic_id = %id.topic_id, partition = id.partition, %error, "replaying the whole log");
@@ -631,7 +635,11 @@ fn producers_at(
         }
         None => (ProducerStates::default(), 0),
     };
-    let from = from.max(log.ends().log_start);
+    let log_start = log.ends().log_start;
+    if from < log_start {
+        producers.forget_batches();
+    }
+    let from = from.max(log_start);
     let mut undo_log = UndoLog::new(from);
     log.replay(from, &mut |header: &BatchHeader, written_ms| {
         // A clock that was ahead when it was written is none to count from.

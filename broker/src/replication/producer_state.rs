@@ -207,6 +207,12 @@ impl ProducerStates {
         }
     }
 
+    /// Forgets the batches of all producers, but not their epochs: each goes on with any sequence, as one that is not known
+    /// (I4), and those that it has fenced stay fenced.
+    pub fn forget_batches(&mut self) {
+        self.producers.values_mut().for_each(|producer| producer.batches.clear());
+    }
+
     /// Producer ids, each with the offset of the last record that it has written.
     pub fn last_offsets(&self) -> impl Iterator<Item = (i64, i64)> {
         let last = |producer: &Producer| producer.batches.back().map(|batch| batch.last_offset);
@@ -356,6 +362,17 @@ mod tests {
         states.expire(24 * 3_600_000 + 1, 24 * 3_600_000);
         assert!(states.is_empty());
         assert_eq!(states.check(&header(0, 99, 1, 0)), Ok(Verdict::New));
+    }
+
+    #[test]
+    fn a_producer_whose_batches_are_forgotten_goes_on_anywhere_in_its_epoch_i3_i4() {
+        let mut states = after(&[(3, 0, 1, 0)]);
+        states.forget_batches();
+        assert_eq!(states.check(&header(3, 99, 1, 0)), Ok(Verdict::New));
+        assert!(states.check(&header(2, 99, 1, 0)).is_err(), "fenced");
+        states.record(&header(3, 99, 1, 10), 0);
+        assert_eq!(duplicate_at(states.check(&header(3, 99, 1, 0)).unwrap()), Some(10));
+        assert!(states.check(&header(3, 101, 1, 0)).is_err());
     }
 
     #[test]

@@ -55,3 +55,20 @@ async fn a_producer_is_forgotten_once_it_has_been_idle_for_longer_than_its_expir
     assert_eq!(broker.produce(id(1, 0), sent(7, 5)).await.base_offset, 2, "as one that was never here");
     broker.manager.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_producer_goes_on_after_a_crash_although_what_it_wrote_since_the_checkpoint_was_deleted_i4_i5() {
+    let volume = volume();
+    let sent = |sequence| producer_batch((7, 0, sequence), &[1_000, 1_000], b"v");
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    assert_eq!(broker.produce(id(1, 0), sent(0)).await.base_offset, 0);
+    broker.manager.inner.checkpoint().unwrap();
+    assert_eq!(broker.produce(id(1, 0), sent(2)).await.base_offset, 2);
+    assert_eq!(broker.manager.delete_records(id(1, 0), None, TIMEOUT).await, Ok(4));
+    broker.manager.inner.options.store.close();
+    let broker = Broker::start(volume.path(), image(5, &[(1, &[OURS])])).await;
+    let next = broker.produce(id(1, 0), sent(4)).await;
+    assert_eq!((next.error, next.base_offset), (ErrorCode::None, 4));
+    assert_eq!(broker.produce(id(1, 0), sent(4)).await.base_offset, 4, "known again");
+    assert_eq!(broker.produce(id(1, 0), sent(8)).await.error, ErrorCode::OutOfOrderSequenceNumber);
+}

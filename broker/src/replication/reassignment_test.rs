@@ -244,6 +244,25 @@ async fn a_throttled_leader_fills_replicas_that_are_not_in_sync_only_when_its_ra
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rate_below_what_producers_write_fills_replicas_all_the_same() {
+    let settings = TopicSettings { leader_throttled: ThrottledReplicas::All, ..TopicSettings::default() };
+    let fleet = Fleet::start_controlled(settings, 4, 3).await;
+    let key = "leader.replication.throttled.rate";
+    fleet.set_rate(key, 10_000);
+    fleet.wait("the rate to be known", || fleet.manager(1).is_throttled(key)).await;
+    // Two followers in sync get what the rate allows in two minutes.
+    for _ in 0..60 {
+        fleet.produce(1, batch(1, &[7; 10_000])).await;
+    }
+    assert_eq!(alter(&fleet, Some(&[1, 2, 3, 4])), ErrorCode::None);
+    fleet.until(4, |it| it.log().ends().log_end > 0).await;
+    assert!(fleet.ends(4).log_end < 30, "at its rate");
+    fleet.set_rate(key, u64::MAX);
+    until_moved(&fleet, &[1, 2, 3, 4]).await;
+    fleet.until_equal(&[1, 4]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_throttled_follower_that_is_not_in_sync_fetches_only_when_its_rate_allows_it() {
     let follower_throttled = ThrottledReplicas::All;
     let settings = TopicSettings { follower_throttled, ..TopicSettings::default() };

@@ -441,8 +441,8 @@ impl Session {
     fn count(&self, followed: &Followed, bytes: usize, is_limited: bool) {
         let Some(partition) = followed.partition.as_ref().filter(|_| bytes > 0) else { return };
         let now = Instant::now();
-        partition.sent_to_follower(self.follower.0, bytes, now);
-        if is_limited && partition.is_throttled_leader() {
+        let fills = partition.sent_to_follower(self.follower.0, bytes, now);
+        if is_limited && fills && partition.is_throttled_leader() {
             self.quota.lock().record(bytes, now);
         }
     }

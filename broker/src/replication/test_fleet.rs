@@ -27,7 +27,7 @@ use crate::schema::internal::{
 use crate::storage::batch::WholeBatches;
 use crate::storage::journal::held_disk::HeldDisk;
 use crate::storage::journal::{JournalStore, JournalStoreOptions};
-use crate::storage::{LogEnds, ReadRange, Reader};
+use crate::storage::{LogEnds, LogStore as _, ReadRange, Reader};
 
 pub(crate) const TOPIC: Uuid = Uuid::from_u128(0x70);
 pub(crate) const ID: TopicIdPartition = TopicIdPartition { topic_id: TOPIC, partition: 0 };
@@ -219,6 +219,7 @@ pub(crate) struct Fleet {
     pub(crate) shared: Arc<Shared>,
     volumes: HashMap<BrokerId, TempDir>,
     disks: Mutex<HashMap<BrokerId, HeldDisk>>,
+    stores: Mutex<HashMap<BrokerId, Arc<JournalStore>>>,
     settings: TopicSettings,
     fetch_wait: Duration,
 }
@@ -307,7 +308,8 @@ impl Fleet {
             sent: Mutex::default(),
         });
         let volumes = (1..=brokers).map(|broker_id| (broker_id, tempfile::tempdir().unwrap())).collect();
-        let fleet = Self { shared, volumes, disks: Mutex::default(), settings, fetch_wait };
+        let fleet =
+            Self { shared, volumes, disks: Mutex::default(), stores: Mutex::default(), settings, fetch_wait };
         (1..=brokers).for_each(|broker_id| fleet.start_broker(broker_id));
         for broker_id in 1..=replicas {
             fleet.until(broker_id, |_| true).await;
@@ -326,15 +328,16 @@ impl Fleet {
             ..JournalStoreOptions::default()
         };
         let volume = self.volumes[&broker_id].path();
-        let store = JournalStore::open(volume, volume_of(broker_id), options).unwrap();
+        let store = Arc::new(JournalStore::open(volume, volume_of(broker_id), options).unwrap());
+        self.stores.lock().insert(broker_id, Arc::clone(&store));
         let settings = self.settings.clone();
         let (_, caught_up) = watch::channel(true);
         let manager = ReplicaManager::start(ReplicaManagerOptions {
-            store: Arc::new(store),
+            store,
             volume_uuid: volume_of(broker_id),
             images: self.shared.images[&broker_id].subscribe(),
             caught_up,
-            topic_settings: Arc::new(move |_| settings.clone()),
+            topic_settings: Arc::new(move |_, _| settings.clone()),
             throttle_rates: Arc::new(throttle_rates),
             peers: Arc::new(View { own: broker_id, shared: Arc::clone(&self.shared) }),
             rack_aware_reads: true,
@@ -349,6 +352,13 @@ impl Fleet {
             producer_id_expiration: Duration::from_secs(3_600),
         });
         self.shared.managers.lock().insert(broker_id, manager);
+    }
+
+    /// Ends a broker as a crash does, without another checkpoint; what was durable stays.
+    pub(crate) async fn kill(&self, broker_id: BrokerId) {
+        let store = Arc::clone(&self.stores.lock()[&broker_id]);
+        tokio::task::spawn_blocking(move || store.close()).await.unwrap();
+        self.manager(broker_id).shutdown().await;
     }
 
     /// The disk of the broker that was started last.

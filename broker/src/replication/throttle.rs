@@ -1,6 +1,9 @@
 //! Throttled replication (KIP-73): how fast replicas that are not in sync may be filled, so that filling them leaves room
 //! for clients.
 //!
+//! What replicas in sync get is not counted, as they get it in any case. (Kafka counts it; there a rate below what producers
+//! write to throttled partitions fills nobody, for ever.)
+//!
 //! Pure: bytes and the time go in, the time to wait comes out. Which replicas are throttled is said by topics, how fast
 //! by brokers; each side, leader and follower, has a rate and a list of its own.
 

@@ -19,6 +19,10 @@ use crate::bugs::{self, Bug};
 use crate::metadata::image::{BrokerId, TopicIdPartition};
 use crate::storage::{LogEnds, LogListener, Wakes};
 
+/// Most durable ends above the high watermark that are told apart. It may stand still for as long as too few replicas are in
+/// sync, while records go on coming that nobody waits for.
+const MAX_NOT_VISIBLE: usize = 1_024;
+
 /// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Watermark {
@@ -44,7 +48,8 @@ struct State {
     durable_bytes: u64,
     /// Bytes below the high watermark that became durable since the log was opened.
     visible_bytes: u64,
-    /// Durable ends above the high watermark, each with the bytes up to it.
+    /// Durable ends above the high watermark, each with the bytes up to it. Of more than can be told apart the last is left:
+    /// those bytes become visible together.
     not_visible: VecDeque<(i64, u64)>,
     part: Part,
 }
@@ -84,11 +89,11 @@ impl Watermark {
         }
     }
 
-    /// The log has been opened. What was below the high watermark before is not known any more; it is found again from
-    /// the in-sync replicas, and offsets are not told to clients before that (L8).
-    pub(super) fn opened(&self, ends: &LogEnds) {
+    /// The log has been opened. What was below the high watermark at the last checkpoint, `kept`, still is. How far it had
+    /// come since is found again from the in-sync replicas, and offsets are not told to clients before that (L8).
+    pub(super) fn opened(&self, ends: &LogEnds, kept: Option<i64>) {
         let mut state = self.state.lock();
-        state.high_watermark = ends.log_start;
+        state.high_watermark = kept.unwrap_or(ends.log_start).min(ends.durable_end).max(ends.log_start);
         (state.durable_end, state.durable_bytes) = (ends.durable_end, ends.durable_bytes);
         state.visible_bytes = ends.durable_bytes;
     }
@@ -146,15 +151,20 @@ impl Watermark {
     }
 
     /// A follower fetches. Returns the in-sync replicas to propose, if it can join them.
+    ///
+    /// Says nothing of another epoch than `leader_epoch`, in which the follower's log was compared with the one here.
     pub(super) fn follower_fetched(
         &self,
         broker_id: BrokerId,
         broker_epoch: i64,
+        leader_epoch: i32,
         log: FollowerLog,
     ) -> Option<Proposal> {
         let now = Instant::now();
         self.change(|state| {
-            if let Part::Leads(leadership) = &mut state.part {
+            if let Part::Leads(leadership) = &mut state.part
+                && leadership.leader_epoch() == leader_epoch
+            {
                 leadership.fetched(broker_id, broker_epoch, log, now);
             }
         })
@@ -275,6 +285,9 @@ impl LogListener for Watermark {
                 state.not_visible.clear();
                 return;
             }
+            if state.not_visible.len() >= MAX_NOT_VISIBLE {
+                state.not_visible.pop_back();
+            }
             state.not_visible.push_back((durable_end, durable_bytes));
         });
         wakes.append(self.durable.advance(durable_end));
@@ -284,5 +297,72 @@ impl LogListener for Watermark {
     fn store_failed(&self) {
         self.failed.store(true, Ordering::Release);
         self.wake_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::replication::leadership::Member;
+
+    const LAG: Duration = Duration::from_secs(30);
+
+    fn member(broker_id: BrokerId) -> Member {
+        Member { broker_id, broker_epoch: 1, eligible: true }
+    }
+
+    fn leads(leader_epoch: i32, isr: &[BrokerId], min_isr: usize) -> LeaderAssignment {
+        LeaderAssignment {
+            own: member(1),
+            leader_epoch,
+            partition_epoch: leader_epoch,
+            isr: isr.to_vec(),
+            followers: vec![member(2)],
+            min_isr,
+        }
+    }
+
+    fn opened(durable_end: i64) -> Watermark {
+        let watermark = Watermark::new(TopicIdPartition { topic_id: Uuid::nil(), partition: 0 }, LAG);
+        let ends = LogEnds { log_start: 0, durable_end, log_end: durable_end, durable_bytes: 0 };
+        watermark.opened(&ends, None);
+        watermark
+    }
+
+    #[test]
+    fn what_is_not_visible_is_remembered_within_bounds_and_all_of_it_becomes_visible() {
+        let watermark = opened(0);
+        watermark.lead(leads(1, &[1], 2), 0);
+        for end in 1..=100_000_u32 {
+            watermark.durable_end_moved(end.into(), u64::from(end) * 10).wake();
+        }
+        assert_eq!(watermark.visible(), Visible { high_watermark: 0, bytes: 0 });
+        assert!(watermark.state.lock().not_visible.len() <= MAX_NOT_VISIBLE);
+        watermark.lead(LeaderAssignment { partition_epoch: 2, ..leads(1, &[1], 1) }, 0);
+        assert_eq!(watermark.visible(), Visible { high_watermark: 100_000, bytes: 1_000_000 });
+    }
+
+    #[test]
+    fn a_followers_position_counts_in_the_epoch_in_which_its_log_was_compared() {
+        let watermark = opened(10);
+        watermark.lead(leads(2, &[1, 2], 1), 10);
+        let log = FollowerLog { log_start: 0, durable_end: 10, log_end: 10, last_epoch: None };
+        watermark.follower_fetched(2, 1, 1, log);
+        assert_eq!(watermark.visible().high_watermark, 0, "that was before another leader");
+        watermark.follower_fetched(2, 1, 2, log);
+        assert_eq!(watermark.visible().high_watermark, 10);
+    }
+
+    #[test]
+    fn a_log_opens_with_the_high_watermark_that_was_kept_as_far_as_the_log_reaches() {
+        let opened = |kept| {
+            let watermark = opened(0);
+            let ends = LogEnds { log_start: 5, durable_end: 10, log_end: 10, durable_bytes: 0 };
+            watermark.opened(&ends, kept);
+            watermark.visible().high_watermark
+        };
+        assert_eq!([None, Some(3), Some(7), Some(12)].map(opened), [5, 5, 7, 10]);
     }
 }

@@ -40,7 +40,7 @@ use crate::replication::{CleanerOptions, LogCleaner, ReplicaManager, ReplicaMana
 use crate::security::tls::{self, Tls};
 use crate::storage::journal::{JournalStore, JournalStoreOptions, OsDisk};
 use crate::telemetry;
-use crate::volume::{self, KeptSpace, Volume};
+use crate::volume::{self, KeptSpace, Volume, VolumeError};
 
 /// Time for leadership to move away when the broker is asked to stop.
 pub(crate) const CONTROLLED_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -355,6 +355,12 @@ impl Broker {
             }
         };
         self.health.fail("broker", reason.clone());
+        if storage.borrow().is_some() {
+            let marked = mark(&self.volume, Volume::set_lost, "what this run may have lost");
+            if tokio::time::timeout(DRAIN_TIMEOUT, marked).await.is_err() {
+                tracing::warn!("the volume does not answer");
+            }
+        }
         Failure::runtime(reason)
     }
 
@@ -381,21 +387,23 @@ impl Broker {
         let intact = self.replicas.storage_failure().borrow().is_none();
         self.metadata.stop().await;
         if orderly && intact {
-            mark_stopped(self.volume).await;
+            // Without that the next boot of the machine counts as a loss.
+            mark(&self.volume, Volume::set_stopped, "that this broker has stopped in order").await;
         }
         tracing::info!("stopped");
     }
 }
 
-/// Remembers on the volume that nothing was left unsynced; without that the next boot of the machine counts as a loss.
-async fn mark_stopped(volume: Arc<Volume>) {
-    let marked = tokio::task::spawn_blocking(move || volume.set_stopped()).await;
+/// Has the volume remember something for the next run.
+async fn mark(volume: &Arc<Volume>, remember: fn(&Volume) -> Result<(), VolumeError>, what: &'static str) {
+    let volume = Arc::clone(volume);
+    let marked = tokio::task::spawn_blocking(move || remember(&volume)).await;
     let problem = match marked {
         Ok(Ok(())) => return,
         Ok(Err(error)) => chain(&error),
         Err(error) => error.to_string(),
     };
-    tracing::warn!(error = problem, "the volume does not tell that this broker has stopped in order");
+    tracing::warn!(error = problem, "the volume does not tell {what}");
 }
 
 async fn open_volume(config: &BrokerConfig) -> Result<Volume, Failure> {
@@ -471,13 +479,13 @@ fn start_replicas(
 ) -> ReplicaManager {
     let (caught_up, is_caught_up) = watch::channel(false);
     tasks.spawn(watch_registration(metadata.handle(), metadata.broker_state(), caught_up, stop.clone()));
-    let (settings_config, rates_config, handle) = (Arc::clone(config), Arc::clone(config), metadata.handle());
+    let (settings_config, rates_config) = (Arc::clone(config), Arc::clone(config));
     ReplicaManager::start(ReplicaManagerOptions {
         store: Arc::new(store),
         volume_uuid,
         images: metadata.handle().subscribe(),
         caught_up: is_caught_up,
-        topic_settings: Arc::new(move |topic| topic_settings(&settings_config, &handle.image(), topic)),
+        topic_settings: Arc::new(move |image, topic| topic_settings(&settings_config, image, topic)),
         throttle_rates: Arc::new(move |image| throttle_rates(&rates_config, image, volume_uuid)),
         peers: Arc::new(peers),
         rack_aware_reads: config.replica_fetch.rack_aware_reads,

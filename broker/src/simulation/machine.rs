@@ -349,14 +349,14 @@ impl Machine {
         let (caught_up, is_caught_up) = watch::channel(false);
         let state = metadata.broker_state();
         tokio::spawn(watch_registration(metadata.handle(), state, caught_up, cancel.clone()));
-        let (settings_config, handle) = (Arc::clone(config), metadata.handle());
+        let settings_config = Arc::clone(config);
         let clock = Arc::clone(&self.clock);
         ReplicaManager::start(ReplicaManagerOptions {
             store: Arc::new(store),
             volume_uuid: volume.volume_uuid(),
             images: metadata.handle().subscribe(),
             caught_up: is_caught_up,
-            topic_settings: Arc::new(move |topic| topic_settings(&settings_config, &handle.image(), topic)),
+            topic_settings: Arc::new(move |image, topic| topic_settings(&settings_config, image, topic)),
             throttle_rates: Arc::new(|_image| ThrottleRates::default()),
             produce_times: Durations::default(),
             peers: Arc::new(FleetPeers::new(client, metadata.handle(), metadata.broker_state())),

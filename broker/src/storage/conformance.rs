@@ -38,6 +38,7 @@ pub(crate) use compaction::{
     compaction_keeps_the_last_record_of_each_key_c4, job, keys_that_do_not_fit_take_several_passes,
     readers_are_served_during_a_compaction, records, the_last_batches_of_producers_and_of_the_log_stay_c3,
     the_size_is_that_of_what_is_left_r2, times_are_found_in_a_compacted_log_o2_o3,
+    what_a_cut_leaves_does_not_give_way_to_what_it_has_taken,
     what_is_cut_or_deleted_during_a_compaction_stays_so, what_is_young_or_not_replicated_is_left_alone_c1,
 };
 
@@ -106,6 +107,7 @@ macro_rules! compaction_conformance_tests {
             a_time_is_found_before_runs_that_were_compacted_o2,
             an_interrupted_compaction_loses_nothing_and_the_next_ends_it,
             what_is_cut_or_deleted_during_a_compaction_stays_so,
+            what_a_cut_leaves_does_not_give_way_to_what_it_has_taken,
             readers_are_served_during_a_compaction,
             a_reader_in_the_middle_misses_nothing_while_runs_are_joined,
             a_compacted_log_that_is_deleted_is_gone,
@@ -655,14 +657,14 @@ pub(crate) fn a_deleted_log_is_gone_and_begins_anew(volume: &dyn Volume) {
     let log = open(&store, LogSettings::default());
     three_by_three(&log);
     checkpoint(&log, 3);
-    store.delete(partition(0)).expect("deleted");
+    store.delete(&[partition(0)]).expect("deleted");
     assert!(store.list().is_empty());
     assert!(matches!(log.queue(&batch(1, b"late"), 0), Err(StorageError::Gone)));
     assert!(matches!(log.log.read(range(0, 10)), Err(StorageError::Gone)));
     let anew = open(&store, LogSettings::default());
     assert_eq!(anew.log.ends().log_end, 0);
-    store.delete(partition(0)).expect("a log without data");
-    store.delete(partition(9)).expect("a log that never was");
+    store.delete(&[partition(0)]).expect("a log without data");
+    store.delete(&[partition(9)]).expect("a log that never was");
     store.close();
     assert_eq!(open(&volume.open(), LogSettings::default()).log.ends().log_end, 0);
 }

@@ -321,10 +321,11 @@ pub trait LogStore: Send + Sync + std::fmt::Debug {
         listener: Weak<dyn LogListener>,
     ) -> Result<OpenedLog, StorageError>;
 
-    /// Deletes a log, open or not. Handles of it answer [`StorageError::Gone`] from then on.
+    /// Deletes logs, open or not, for little more than the price of one. Handles of them answer [`StorageError::Gone`] from
+    /// then on.
     ///
-    /// Durable on return. The partition may come back, as a replica does that was taken away: its log begins anew then.
-    fn delete(&self, partition: TopicIdPartition) -> Result<(), StorageError>;
+    /// Durable on return. A partition may come back, as a replica does that was taken away: its log begins anew then.
+    fn delete(&self, partitions: &[TopicIdPartition]) -> Result<(), StorageError>;
 
     /// Waits for room in the queue of appends; asks for the bytes of one request at once.
     ///

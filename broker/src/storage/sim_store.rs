@@ -236,14 +236,16 @@ impl LogStore for SimStore {
         Ok(OpenedLog { log, state: snapshot })
     }
 
-    fn delete(&self, partition: TopicIdPartition) -> Result<(), StorageError> {
-        if let Some(log) = self.shared.open.lock().remove(&partition) {
-            log.state.lock().gone = true;
+    fn delete(&self, partitions: &[TopicIdPartition]) -> Result<(), StorageError> {
+        for partition in partitions {
+            if let Some(log) = self.shared.open.lock().remove(partition) {
+                log.state.lock().gone = true;
+            }
+            let mut queue = self.shared.queue.lock();
+            queue.waiting.retain(|queued| queued.log.partition != *partition);
+            queue.under_way.retain(|queued| queued.log.partition != *partition);
+            self.shared.platter.logs.lock().remove(partition);
         }
-        let mut queue = self.shared.queue.lock();
-        queue.waiting.retain(|queued| queued.log.partition != partition);
-        queue.under_way.retain(|queued| queued.log.partition != partition);
-        self.shared.platter.logs.lock().remove(&partition);
         Ok(())
     }
 

@@ -30,7 +30,7 @@ impl Partition {
         }
         // The logs are the same up to where the follower's ends, and so is the part of it that is durable.
         let log = FollowerLog { durable_end: log.durable_end.min(log.log_end), ..log };
-        let proposal = self.watermark.follower_fetched(broker_id, broker_epoch, log);
+        let proposal = self.watermark.follower_fetched(broker_id, broker_epoch, leader_epoch, log);
         Ok((FollowerView { high_watermark: self.high_watermark(), ..view }, proposal))
     }
 
@@ -102,11 +102,18 @@ impl Partition {
         mean.filter(|_| self.role().leads)
     }
 
-    /// Takes note of records that were sent to a follower.
-    pub(in crate::replication) fn sent_to_follower(&self, broker_id: BrokerId, bytes: usize, now: Instant) {
+    /// Takes note of records that were sent to a follower; true if they fill it, as it is not in sync.
+    pub(in crate::replication) fn sent_to_follower(
+        &self,
+        broker_id: BrokerId,
+        bytes: usize,
+        now: Instant,
+    ) -> bool {
         let filled = |leadership: &mut Leadership| leadership.filled(broker_id, bytes as u64, now);
-        if self.watermark.leadership(filled) == Some(false) {
+        let fills = self.watermark.leadership(filled);
+        if fills == Some(false) {
             self.traffic.add(bytes);
         }
+        fills == Some(true)
     }
 }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use millrace_protocol::RecordBytes;
 
 use super::{FollowError, Partition, Role, State, producers_at};
+use crate::replication::producer_state::ProducerStates;
+use crate::replication::producer_undo::UndoLog;
 use crate::storage::batch::{StoredBatchError, parse_whole};
-use crate::storage::{Admission, AppendBatch, EpochEnd, LogEnds, PartitionLog, StorageError};
+use crate::storage::{Admission, AppendBatch, EpochEnd, LogEnds, StorageError};
 
 impl Partition {
     /// For a follower: where its log ends, and the epoch of the last record in it.
@@ -78,6 +80,15 @@ impl Partition {
         log_start > ends.log_start && log_start <= ends.durable_end
     }
 
+    /// For a follower whose end the leader's log does not have: whether it has to begin where that one starts. The leader
+    /// has deleted what would come next; or there is nothing here by which the two could be compared, and the leader, elected
+    /// uncleanly, has less.
+    pub fn is_apart_from(&self, leader_log_start: i64) -> bool {
+        let ends = self.log.ends();
+        let is_empty = ends.log_start == ends.log_end;
+        leader_log_start > ends.log_end || (is_empty && leader_log_start >= 0)
+    }
+
     /// For a follower: cuts off what the leader does not have (L3), after it said where the logs part. The follower asks
     /// again afterwards. Blocks on the disk.
     pub fn truncate_to(&self, leader_epoch: i32, leader: EpochEnd, now_ms: i64) -> Result<(), FollowError> {
@@ -92,21 +103,46 @@ impl Partition {
         if offset < ends.log_start {
             return self.start_anew(leader_epoch, offset.max(0));
         }
-        self.reset(leader_epoch, now_ms, |log| log.truncate(offset))
+        self.reset(leader_epoch, |state| {
+            let ends = self.log.truncate(offset)?;
+            self.cut_producers(state, ends.log_end, now_ms)?;
+            Ok(ends)
+        })
     }
 
     /// For a follower: drops the log and begins at `offset`, as the leader does not have what would connect the two.
     /// Blocks on the disk.
     pub fn start_anew(&self, leader_epoch: i32, offset: i64) -> Result<(), FollowError> {
-        self.reset(leader_epoch, 0, |log| log.start_anew(offset))
+        self.reset(leader_epoch, |state| {
+            let started = self.log.start_anew(offset);
+            state.forget_producers(offset);
+            started
+        })
+    }
+
+    /// Brings the producers' state in line with a log that was cut to `log_end`.
+    fn cut_producers(&self, state: &mut State, log_end: i64, now_ms: i64) -> Result<(), StorageError> {
+        let State { producers, undo_log, snapshots, .. } = &mut *state;
+        snapshots.retain(|snapshot| snapshot.offset <= log_end);
+        if undo_log.cut(producers, log_end) {
+            return Ok(());
+        }
+        match producers_at(self.id, self.log.as_ref(), snapshots, log_end, now_ms) {
+            Ok(found) => (*producers, *undo_log) = found,
+            Err(error) => {
+                // It must not know batches any more that are cut off: their repetitions would not be stored.
+                state.forget_producers(log_end);
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Changes the end of a follower's log. Only its fetcher appends to it, and that waits for this.
     fn reset(
         &self,
         leader_epoch: i32,
-        now_ms: i64,
-        change: impl FnOnce(&dyn PartitionLog) -> Result<LogEnds, StorageError>,
+        change: impl FnOnce(&mut State) -> Result<LogEnds, StorageError>,
     ) -> Result<(), FollowError> {
         let is_stale = |role: Role| role.leader_epoch != leader_epoch || role.follows.is_none();
         if is_stale(self.role()) {
@@ -117,18 +153,21 @@ impl Partition {
         if is_stale(state.role) {
             return Err(FollowError::Stale);
         }
-        let ends = change(self.log.as_ref())?;
-        state.snapshots.retain(|snapshot| snapshot.offset <= ends.log_end);
-        let State { producers, undo_log, snapshots, .. } = &mut *state;
-        if !undo_log.cut(producers, ends.log_end) {
-            (*producers, *undo_log) =
-                producers_at(self.id, self.log.as_ref(), snapshots, ends.log_end, now_ms)?;
-        }
+        let ends = change(&mut state)?;
         tracing::info!(
             topic_id = %self.id.topic_id, partition = self.id.partition, leader_epoch,
             log_start = ends.log_start, log_end = ends.log_end, "brought the log in line with its leader's"
         );
         Ok(())
+    }
+}
+
+impl State {
+    /// Forgets what producers have written, as in a log that begins at `log_end`.
+    fn forget_producers(&mut self, log_end: i64) {
+        self.producers = ProducerStates::default();
+        self.undo_log = UndoLog::new(log_end);
+        self.snapshots.clear();
     }
 }
 

@@ -482,6 +482,27 @@ pub(crate) fn what_is_cut_or_deleted_during_a_compaction_stays_so(volume: &dyn V
     }
 }
 
+pub(crate) fn what_a_cut_leaves_does_not_give_way_to_what_it_has_taken(volume: &dyn Volume) {
+    let store = volume.open();
+    for (number, turn) in (0..).zip([1, 5, 39, 41, 45, 79, 81]) {
+        let log = try_open(&store, number, compacted()).expect("opens");
+        let names = ["a", "b", "c", "d", "e"];
+        // Apart, as runs of one epoch are replaced together or not at all.
+        append_apart(&log, &(0..40).map(|at| record(names[at % 5], Some("value"))).collect::<Vec<_>>());
+        let act = || assert_eq!(log.log.truncate(22).expect("a cut").log_end, 22);
+        let pace = Meanwhile { countdown: AtomicU64::new(turn), act };
+        let producers = nobody();
+        let report = log.log.compact(&CompactionJob { pace: &pace, ..job(40, &producers) }).expect("ended");
+        assert!(report.interrupted && report.first_dirty == 0, "turn {turn}: {report:?}");
+        assert_eq!(compact(&log).first_dirty, 22, "turn {turn}");
+        assert_eq!(
+            keys(&log),
+            named(&[(17, "c"), (18, "d"), (19, "e"), (20, "a"), (21, "b")]),
+            "turn {turn}"
+        );
+    }
+}
+
 pub(crate) fn readers_are_served_during_a_compaction(volume: &dyn Volume) {
     let store: Arc<dyn LogStore> = volume.open();
     let log = open(&store, compacted());
@@ -564,7 +585,7 @@ pub(crate) fn a_compacted_log_that_is_deleted_is_gone(volume: &dyn Volume) {
     let log = open(&store, compacted());
     rounds(&log, 20);
     compact(&log);
-    store.delete(partition(0)).expect("deleted");
+    store.delete(&[partition(0)]).expect("deleted");
     let producers = nobody();
     let refused = log.log.compact(&job(20, &producers));
     assert!(refused.is_ok_and(|report| report.written_bytes == 0));

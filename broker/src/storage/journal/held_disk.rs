@@ -1,10 +1,10 @@
 //! A disk that can be held: writes and syncs wait, so that what is queued does not become durable. It can also say that it
-//! is full.
+//! is full, and fail a sync, which it does not tell of again.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -24,6 +24,10 @@ pub(crate) struct HeldDisk {
 struct Gate {
     state: Mutex<State>,
     changed: Condvar,
+    /// Writes, and syncs, that have got here, held or not.
+    writes: AtomicUsize,
+    syncs: AtomicUsize,
+    fail_sync: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,6 +67,16 @@ impl HeldDisk {
     /// Whether it says from now on that it is full.
     pub(crate) fn set_full(&self, full: bool) {
         self.full.store(full, Ordering::Relaxed);
+    }
+
+    /// The next sync that goes on fails; those after it do not.
+    pub(crate) fn fail_next_sync(&self) {
+        self.gate.fail_sync.store(true, Ordering::SeqCst);
+    }
+
+    /// Writes, and syncs, that were begun.
+    pub(crate) fn begun(&self) -> (usize, usize) {
+        (self.gate.writes.load(Ordering::SeqCst), self.gate.syncs.load(Ordering::SeqCst))
     }
 
     fn wrap(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
@@ -130,17 +144,23 @@ impl DiskFile for File {
     }
 
     fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
+        self.gate.writes.fetch_add(1, Ordering::SeqCst);
         self.gate.pass(&[State::Held])?;
         self.file.write_at(bytes, position)
     }
 
     fn write_cached_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
+        self.gate.writes.fetch_add(1, Ordering::SeqCst);
         self.gate.pass(&[State::Held])?;
         self.file.write_cached_at(bytes, position)
     }
 
     fn sync(&self) -> io::Result<()> {
+        self.gate.syncs.fetch_add(1, Ordering::SeqCst);
         self.gate.pass(&[State::Held, State::SyncsHeld])?;
+        if self.gate.fail_sync.swap(false, Ordering::SeqCst) {
+            return Err(io::Error::other("the disk is on fire"));
+        }
         self.file.sync()
     }
 }

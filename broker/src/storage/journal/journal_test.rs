@@ -205,6 +205,40 @@ fn a_failed_sync_stops_the_store_and_is_never_tried_again() {
 }
 
 #[test]
+fn no_other_sync_makes_good_for_one_that_has_failed() {
+    let disk = HeldDisk::default();
+    let options =
+        JournalStoreOptions { disk: Arc::new(disk.clone()), segment_bytes: Some(64 << 20), ..options() };
+    let volume = Directory::new(options);
+    let store = volume.open();
+    let written = LogSettings { durability: Durability::Written, ..kept_for_ever() };
+    let written = try_open(&store, 0, written).unwrap();
+    let synced = try_open(&store, 1, kept_for_ever()).unwrap();
+    let hold = disk.hold_syncs();
+    let (_, before) = disk.begun();
+    let ends: Vec<_> = (0..20).map(|_| written.queue(&batch(1, &vec![0; 1 << 20]), 0).unwrap()).collect();
+    assert!(written.ends.wait(ends[19]), "nobody waits for the sync");
+    wait_until("the sync has begun", || disk.begun().1 > before);
+    let (before, syncs) = disk.begun();
+    let end = synced.queue(&batch(1, b"waits for the same disk"), 0).unwrap();
+    wait_until("the next commit is written", || disk.begun().0 > before);
+    disk.fail_next_sync();
+    drop(hold);
+    assert!(!synced.ends.wait(end));
+    store.close();
+    assert_eq!(synced.log.ends().durable_end, 0, "acknowledged although what lies before may be gone");
+    assert_eq!(disk.begun().1, syncs, "tried again");
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
 fn a_failed_write_stops_the_store_and_a_restart_passes_over_its_half() {
     let (volume, disk) = Directory::simulated(options());
     let store = volume.open();
@@ -318,6 +352,49 @@ fn segments_are_used_again_when_nothing_in_them_is_live() {
 }
 
 #[test]
+fn many_logs_are_deleted_with_one_commit() {
+    let (volume, disk) = Directory::simulated(options());
+    let store = volume.open();
+    let logs: Vec<_> = (0..300).map(|number| try_open(&store, number, kept_for_ever()).unwrap()).collect();
+    logs.iter().for_each(|log| log.append(&[batch(1, b"value")], 0));
+    let partitions: Vec<_> = (0..299).map(partition).collect();
+    let before = disk.faults().syncs.load(Ordering::SeqCst);
+    // One of them twice.
+    store.delete(&[&partitions[..], &partitions[..1]].concat()).unwrap();
+    let syncs = disk.faults().syncs.load(Ordering::SeqCst) - before;
+    assert!(syncs <= 2, "{syncs} syncs");
+    let left: Vec<_> = store.list().into_iter().map(|log| log.partition).collect();
+    assert_eq!(left, [partition(299)]);
+    assert!(matches!(logs[0].queue(&batch(1, b"value"), 0), Err(StorageError::Gone)));
+    store.close();
+    assert_eq!(volume.open().list().len(), 1);
+}
+
+#[test]
+fn nothing_is_left_of_a_log_whose_start_is_moved_while_it_is_deleted() {
+    let disk = HeldDisk::default();
+    let volume = Directory::new(JournalStoreOptions { disk: Arc::new(disk.clone()), ..options() });
+    let store = volume.open();
+    let log = open(&store, kept_for_ever());
+    log.append(&[batch(1, b"a"), batch(1, b"b"), batch(1, b"c")], 0);
+    let hold = disk.hold();
+    let (writes, _) = disk.begun();
+    std::thread::scope(|scope| {
+        scope.spawn(|| log.log.set_log_start(1));
+        wait_until("the first is on its way", || disk.begun().0 > writes);
+        scope.spawn(|| store.delete(&[partition(0)]).unwrap());
+        // Waits for the first, and may come before the deletion or after it.
+        let second = scope.spawn(|| log.log.set_log_start(2));
+        for _ in 0..50 {
+            assert!(!second.is_finished());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(hold);
+    });
+    assert_eq!(store.list(), []);
+}
+
+#[test]
 fn a_deleted_log_gives_its_space_back() {
     let (volume, disk) =
         Directory::simulated(JournalStoreOptions { segment_bytes: Some(64 << 10), ..options() });
@@ -327,7 +404,7 @@ fn a_deleted_log_gives_its_space_back() {
     log.append(&vec![batch(1, &[3; 50_000]); 20], 0);
     other.append(&[batch(1, b"stays")], 0);
     let before = disk.file_count();
-    store.delete(partition(0)).unwrap();
+    store.delete(&[partition(0)]).unwrap();
     store.checkpoint(Vec::new(), 1).unwrap();
     assert!(before >= 20 && disk.file_count() <= 8, "{before} files before, {} after", disk.file_count());
     assert_eq!(other.read_all(0).len(), 1);
@@ -389,7 +466,7 @@ fn a_store_wants_checkpoints_until_they_give_no_more_space_back_also_when_nothin
     checkpoint();
     assert!(!wants_more(), "everything lives");
     let before = disk.file_count();
-    store.delete(partition(1)).unwrap();
+    store.delete(&[partition(1)]).unwrap();
     assert!(wants_more(), "most of it does not live any more");
     let mut rounds = 0;
     while wants_more() {

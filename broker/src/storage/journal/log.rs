@@ -17,7 +17,7 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use millrace_protocol::RecordBytes;
 use millrace_protocol::records::BatchHeader;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::Shared;
 use super::frame::{Entry, Run};
@@ -149,7 +149,9 @@ impl JournalLog {
         self.state.lock().gone
     }
 
+    /// The log is about to be deleted. Waits for a change that is under way, so that its entry comes before that.
     pub(super) fn mark_gone(&self) {
+        let _changing = self.changing.lock();
         let mut state = self.state.lock();
         state.gone = true;
         state.tail.clear();
@@ -226,6 +228,12 @@ impl JournalLog {
         Ok(ends)
     }
 
+    /// For a change: nobody else makes one while this is held, and the log is still there.
+    fn changing(&self) -> Result<MutexGuard<'_, ()>, StorageError> {
+        let changing = self.changing.lock();
+        if self.state.lock().gone { Err(StorageError::Gone) } else { Ok(changing) }
+    }
+
     fn tell(&self, ends: &LogEnds) {
         if let Some(listener) = self.listener.upgrade() {
             listener.durable_end_moved(ends.durable_end, ends.durable_bytes).wake();
@@ -283,7 +291,7 @@ impl PartitionLog for JournalLog {
     }
 
     fn truncate(&self, offset: i64) -> Result<LogEnds, StorageError> {
-        let _changing = self.changing.lock();
+        let _changing = self.changing()?;
         self.settle()?;
         let ends = self.ends();
         if offset >= ends.log_end {
@@ -297,7 +305,7 @@ impl PartitionLog for JournalLog {
     }
 
     fn start_anew(&self, offset: i64) -> Result<LogEnds, StorageError> {
-        let _changing = self.changing.lock();
+        let _changing = self.changing()?;
         self.settle()?;
         let ends = self.cut(self.ends().log_start.min(offset), None)?;
         if offset == ends.log_end {
@@ -315,7 +323,7 @@ impl PartitionLog for JournalLog {
     }
 
     fn set_log_start(&self, log_start: i64) -> Result<(), StorageError> {
-        let _changing = self.changing.lock();
+        let _changing = self.changing()?;
         let ends = self.ends();
         if log_start > ends.durable_end {
             return Err(out_of_range(log_start, &ends));

@@ -50,7 +50,7 @@ mod space;
 mod tail;
 mod writer;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, Weak};
@@ -86,6 +86,9 @@ use writer::{Command, Queue, Reply};
 
 /// Bounds of a segment's size in bytes: a 256th of the volume between them.
 const SEGMENT_BYTES: (u64, u64) = (16 << 20, 256 << 20);
+
+/// Most logs that are deleted with one commit.
+const DELETED_AT_ONCE: usize = 1_000;
 
 /// Bytes of a segment on a volume of `total` bytes.
 fn segment_bytes(total: u64) -> u64 {
@@ -272,13 +275,19 @@ impl LogStore for JournalStore {
         Ok(OpenedLog { log, state })
     }
 
-    fn delete(&self, partition: TopicIdPartition) -> Result<(), StorageError> {
+    fn delete(&self, partitions: &[TopicIdPartition]) -> Result<(), StorageError> {
         self.shared.usable()?;
-        if let Some(log) = self.shared.open.lock().remove(&partition) {
-            log.mark_gone();
+        // Each once: of one frame each entry takes its log out of the index as it was before the frame.
+        let partitions: BTreeSet<TopicIdPartition> = partitions.iter().copied().collect();
+        for partition in &partitions {
+            let log = self.shared.open.lock().remove(partition);
+            if let Some(log) = log {
+                log.mark_gone();
+            }
+            self.shared.replayed.lock().take(*partition);
         }
-        self.shared.replayed.lock().take(partition);
-        self.shared.change(Entry::Delete(partition))
+        let entries: Vec<_> = partitions.into_iter().map(Entry::Delete).collect();
+        entries.chunks(DELETED_AT_ONCE).try_for_each(|entries| self.shared.change_all(entries.to_vec()))
     }
 
     fn admit(&self, bytes: usize) -> BoxFuture<'_, Result<Admission, StorageError>> {
@@ -355,6 +364,11 @@ impl Shared {
         if self.queue.is_closed() { Err(self.why_closed()) } else { Ok(()) }
     }
 
+    /// An error once the store has failed: for its threads, which end then.
+    fn go_on(&self) -> Result<(), StoreFailure> {
+        self.first_failure.get().map_or(Ok(()), |failure| Err(StoreFailure::clone(failure)))
+    }
+
     fn why_closed(&self) -> StorageError {
         self.first_failure
             .get()
@@ -390,7 +404,12 @@ impl Shared {
 
     /// Writes an entry that is no append, and waits until the index knows it.
     fn change(&self, entry: Entry) -> Result<(), StorageError> {
-        self.ask(|reply| Command::Change { entry, reply })
+        self.change_all(vec![entry])
+    }
+
+    /// The same for several that concern a log each, and take effect together.
+    fn change_all(&self, entries: Vec<Entry>) -> Result<(), StorageError> {
+        self.ask(|reply| Command::Change { entries, reply })
     }
 
     /// Sends the writer a command and waits for its answer.

@@ -407,7 +407,7 @@ fn run(steps: Vec<Step>, options: JournalStoreOptions) {
                 assert!(hidden == 0 || is_batch_cut || !is_compacted, "{hidden} bytes below the log start");
             }
             Step::Delete => {
-                store.delete(partition(0)).unwrap();
+                store.delete(&[partition(0)]).unwrap();
                 log = open(&store, model.settings);
                 let Model { epoch, settings, now_ms, .. } = model;
                 model = Model { epoch, settings, now_ms, ..Model::default() };

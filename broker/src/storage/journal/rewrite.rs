@@ -18,6 +18,7 @@ use super::keys::PlacedRun;
 use super::reads::Place;
 use super::recovery::frames;
 use super::segments::Segment;
+use super::space::Purpose;
 use super::writer::Command;
 use crate::metadata::image::TopicIdPartition;
 use crate::storage::StorageError;
@@ -68,13 +69,19 @@ pub(super) fn gives_space(usage: Vec<Usage>, damaged: &HashSet<u64>) -> bool {
     !choose(usage, damaged).is_empty()
 }
 
-/// Rewrites thin segments within a budget. Their files can be used again after the next flush of the index.
+/// Rewrites thin segments within a budget. Their files can be used again after the next flush of the index; on a volume that
+/// has no room for the rest, which comes after it.
 ///
 /// Segments that turn out to be `damaged` are added there, and left out from then on.
 pub(super) fn rewrite_thin_segments(shared: &Shared, damaged: &mut HashSet<u64>) -> Result<(), StorageError> {
     let usage = shared.usage.lock().clone();
     for id in choose(usage, damaged) {
         let Some(segment) = shared.segments.get(id) else { continue };
+        let live = shared.index.live_in(id)?;
+        match shared.space.take(live, Purpose::Rewriting, || shared.segments.free_bytes()) {
+            Err(StorageError::Full { .. }) => break,
+            taken => taken?,
+        }
         let path = segment.path().display();
         match rewrite(shared, &segment) {
             Ok(0) => {}

@@ -36,6 +36,9 @@ pub(super) enum Purpose {
     /// What compaction leaves of old ones: it gives back more than it takes, so it may have a quarter of the reserve. A
     /// volume full of logs that are only compacted would otherwise stay full.
     Compaction,
+    /// What lives in thin segments, which are used again after the next flush of the index. It may have half of the reserve:
+    /// where compaction goes no further, it is what gives space back.
+    Rewriting,
 }
 
 impl Purpose {
@@ -44,6 +47,7 @@ impl Purpose {
         match self {
             Self::Append => reserve,
             Self::Compaction => reserve - reserve / 4,
+            Self::Rewriting => reserve - reserve / 2,
         }
     }
 }
@@ -139,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn compaction_may_take_a_quarter_of_what_appends_leave() {
+    fn compaction_may_take_a_quarter_of_what_appends_leave_and_rewriting_half() {
         let disk = SimDisk::new();
         disk.faults().free.store(1_500, Ordering::SeqCst);
         let space = FreeSpace::new(PathBuf::from("volume"), Arc::new(disk), Some(1_000), 0);
@@ -150,5 +154,8 @@ mod tests {
         assert!(take(251, Purpose::Compaction).is_err());
         assert!(take(250, Purpose::Compaction).is_ok());
         assert!(take(1, Purpose::Compaction).is_err());
+        assert!(take(251, Purpose::Rewriting).is_err());
+        assert!(take(250, Purpose::Rewriting).is_ok());
+        assert!(take(1, Purpose::Rewriting).is_err());
     }
 }

@@ -8,7 +8,7 @@ use millrace_protocol::records::Compression;
 
 use super::{Directory, options};
 use crate::storage::batch::samples::{batch, keyed_batch};
-use crate::storage::conformance::{Volume as _, compacted, job, open};
+use crate::storage::conformance::{Volume as _, compacted, job, kept_for_ever, open, try_open};
 use crate::storage::journal::JournalStoreOptions;
 use crate::storage::{LogSettings, StorageError};
 
@@ -62,4 +62,45 @@ fn a_full_volume_lets_compaction_have_a_part_of_what_appends_leave() {
     };
     assert_eq!(report.removed_records, 49);
     assert!(log.log.size() < before / 2, "{} bytes are left", log.log.size());
+}
+
+#[test]
+fn a_full_volume_has_thin_segments_rewritten_as_far_as_there_is_room() {
+    const RESERVE: u64 = 1 << 30;
+    let options = JournalStoreOptions {
+        reserve_bytes: Some(RESERVE),
+        segment_bytes: Some(64 << 10),
+        tail_cache_bytes: 0,
+        ..options()
+    };
+    let (volume, disk) = Directory::simulated(options);
+    let store = volume.open();
+    let log = open(&store, kept_for_ever());
+    let other = try_open(&store, 1, kept_for_ever()).expect("opens");
+    for _ in 0..20 {
+        log.append(&[batch(1, &[7; 5_000])], 0);
+        other.append(&[batch(1, &[7; 50_000])], 0);
+    }
+    other.log.set_log_start(20).expect("within the log");
+    // Until the disk was asked again.
+    disk.faults().free.store(RESERVE / 4, Ordering::SeqCst);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while log.queue(&batch(1, &[7; 10]), 0).is_ok() {
+        assert!(Instant::now() < deadline, "appends are still taken");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let checkpoint = || store.checkpoint(Vec::new(), 1).expect("a checkpoint");
+    checkpoint();
+    let (written, files) = (disk.faults().writes.load(Ordering::SeqCst), disk.file_count());
+    checkpoint();
+    assert_eq!(disk.faults().writes.load(Ordering::SeqCst), written, "there is no room");
+    assert!(store.checkpoint_need().gives_space, "which is not forgotten");
+    disk.faults().free.store(1 << 40, Ordering::SeqCst);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while store.checkpoint_need().gives_space {
+        assert!(Instant::now() < deadline, "thin segments stay");
+        checkpoint();
+    }
+    assert!(disk.file_count() < files, "{} files, {files} before", disk.file_count());
+    assert_eq!(log.read_all(0).len(), usize::try_from(log.log.ends().durable_end).expect("few"));
 }

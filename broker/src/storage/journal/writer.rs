@@ -208,9 +208,9 @@ impl Writer {
         let then = match command {
             Command::Append { .. } => unreachable!("appends are committed in groups"),
             Command::Sync { reply } => Work::Answer(reply),
-            Command::Change { entry, reply } => {
-                // It may also take the life out of segments.
-                let (_, _, frame, _) = self.write_frame(&[entry], &mut std::iter::empty(), Way::Direct)?;
+            Command::Change { entries, reply } => {
+                // They may also take the life out of segments.
+                let (_, _, frame, _) = self.write_frame(&entries, &mut std::iter::empty(), Way::Direct)?;
                 self.shared.appended.add(frame.len() as u64);
                 Work::Answer(reply)
             }
@@ -291,6 +291,8 @@ impl Writer {
             }
             wakes.wake_on(self.shared.runtime.as_ref());
         };
+        // The other thread may have failed to sync what lies before.
+        self.shared.go_on()?;
         publish(at_once);
         let unsynced = std::mem::take(&mut self.unsynced);
         if !needs_sync {

@@ -3,7 +3,8 @@
 //! What is left of some runs that follow each other becomes a new run, which an entry of the journal puts in their
 //! place; where nothing goes, nothing is written. The entries take effect one by one, from the start of the log to its
 //! end, each if its runs are still what they were: what was cut or deleted meanwhile stays so. When all of them have
-//! taken effect, another entry moves the first dirty offset. A crash in between costs the work, and nothing else.
+//! taken effect, another entry moves the first dirty offset. A crash in between costs the work, and nothing else. A pass
+//! ends when the end of the log is cut off: what it knows of the keys is not true any more.
 
 use bytes::{Bytes, BytesMut};
 use millrace_protocol::records::{BatchError, RecordBatch};
@@ -67,9 +68,9 @@ impl JournalLog {
         };
         self.settle()?;
         loop {
-            let (settings, ends) = {
+            let (settings, ends, cuts) = {
                 let state = self.state.lock();
-                (state.settings.compaction, state.ends())
+                (state.settings.compaction, state.ends(), state.cuts)
             };
             let Some(settings) = settings else { return Ok(report) };
             let range = self.compactable(job, &settings, &ends)?;
@@ -80,7 +81,7 @@ impl JournalLog {
                 return Ok(report);
             }
             report.passes += 1;
-            let mut pass = Pass { log: self, job, report: &mut report, horizon: None };
+            let mut pass = Pass { log: self, job, report: &mut report, cuts, horizon: None };
             let Some(end) = pass.run(range, &settings, ends.log_start)? else {
                 report.interrupted = true;
                 return Ok(report);
@@ -137,6 +138,8 @@ struct Pass<'a, 'b> {
     log: &'a JournalLog,
     job: &'a CompactionJob<'b>,
     report: &'a mut CompactionReport,
+    /// How often the end of the log had been cut off when it began.
+    cuts: u64,
     /// First of the delete horizons in what is left.
     horizon: Option<i64>,
 }
@@ -182,6 +185,10 @@ impl Pass<'_, '_> {
             aborted: self.job.aborted,
         };
         if !self.rewrite(&rule)? {
+            return Ok(None);
+        }
+        let _changing = self.log.changing()?;
+        if self.is_cut() {
             return Ok(None);
         }
         let index = &self.log.shared.index;
@@ -310,7 +317,10 @@ impl Pass<'_, '_> {
         let pieces = std::mem::take(pieces);
         let entry = |piece: &Piece| Entry::Replace(log.partition, piece.replaced, piece.new);
         let sent = pieces.iter().map(|piece| (entry(piece), piece.bytes.clone())).collect();
-        let _changing = log.changing.lock();
+        let _changing = log.changing()?;
+        if self.is_cut() {
+            return Ok(false);
+        }
         shared.ask(|reply| Command::Replace { pieces: sent, reply })?;
         self.report.written_bytes += written;
         let first = shared.index.first_run(log.partition)?.map(|placed| placed.run);
@@ -331,6 +341,12 @@ impl Pass<'_, '_> {
             }
         }
         Ok(true)
+    }
+
+    /// Whether the end of the log has been cut off since the pass began: later records of keys may be gone in favour of
+    /// which it was to remove others. The caller holds the lock for changes.
+    fn is_cut(&self) -> bool {
+        self.log.state.lock().cuts != self.cuts
     }
 
     /// Whether a piece is in its place.

@@ -3,6 +3,7 @@
 //! What was found in the index can be moved, compacted or deleted before it is read. A run that was moved is the same
 //! run and is read where it is now; one that is gone is looked for again by its offset.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -407,12 +408,12 @@ impl JournalLog {
                     tries += 1;
                     continue;
                 }
+                None => return Err(self.not_found()),
                 Some(bytes) => {
                     if let Some(batch) = first_batch(&bytes, matches) {
                         return Ok(Some(batch));
                     }
                 }
-                None => {}
             }
             next = placed.run.next_offset();
         }
@@ -426,7 +427,16 @@ impl JournalLog {
                 return Ok(found);
             }
         }
-        Err(StorageError::Gone)
+        Err(self.not_found())
+    }
+
+    /// A run is another one, or elsewhere, whenever it is looked up. It may be found the next time.
+    fn not_found(&self) -> StorageError {
+        StorageError::Io {
+            doing: "finding records in",
+            path: self.shared.segments.directory().to_path_buf(),
+            source: io::Error::other("they were moved again and again"),
+        }
     }
 
     /// `None` if a run was gone when it was to be read.
@@ -475,7 +485,7 @@ impl JournalLog {
             // Between two runs there may be a gap: a log ends with its last run.
             return Ok((placed.run.next_offset(), None));
         }
-        let bytes = self.run_bytes(placed)?.ok_or(StorageError::Gone)?;
+        let bytes = self.run_bytes(placed)?.ok_or_else(|| self.not_found())?;
         let before = index.run_at_or_before(self.partition, placed.run.base_offset - 1)?;
         let (mut length, mut max_timestamp) = (0, -1);
         let mut end = before.map_or(placed.run.base_offset, |before| before.run.next_offset());

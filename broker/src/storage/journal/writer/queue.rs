@@ -27,9 +27,9 @@ pub(in super::super) enum Command {
     Sync {
         reply: Reply,
     },
-    /// Write an entry that has no batches.
+    /// Write entries that have no batches, each of a log of its own.
     Change {
-        entry: Entry,
+        entries: Vec<Entry>,
         reply: Reply,
     },
     /// Write runs in a new place. Answered when they are there; the moves that have become pointless are left out.

@@ -222,13 +222,18 @@ impl SyncStage {
         (state.is_wanted, state.is_closed)
     }
 
-    /// Returns what the index is to be told.
+    /// Returns what the index is to be told. The caller holds the outbox.
+    ///
+    /// The operating system tells of a failed sync once. So the store has failed before anyone else gets the outbox, and
+    /// what is synced after that, as if nothing were missing, is not taken for durable.
     fn sync_files(&self, unsynced: Unsynced) -> Result<Vec<SyncedFrame>, StoreFailure> {
+        self.shared.go_on()?;
         for segment in &unsynced.segments {
-            segment
-                .file()
-                .sync()
-                .map_err(|error| failure(segment.path().to_path_buf(), "syncing", &error))?;
+            segment.file().sync().map_err(|error| {
+                let failure = failure(segment.path().to_path_buf(), "syncing", &error);
+                self.shared.fail(failure.clone());
+                failure
+            })?;
         }
         if let Some(frame) = unsynced.frames.last() {
             self.synced.store(frame.position.sequence, Ordering::Release);
