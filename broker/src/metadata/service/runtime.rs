@@ -63,10 +63,11 @@ pub(super) async fn run(shared: Arc<Shared>, mut work: mpsc::Receiver<Work>, can
         let next = tokio::select! {
             biased;
             () = cancel.cancelled() => return,
+            // Before requests: whoever keeps asking must not keep silent brokers in service.
+            _ = ticks.tick() => None,
             next = work.recv() => next,
             // A node that was elected takes office at once.
             Ok(()) = status.changed() => None,
-            _ = ticks.tick() => None,
         };
         // What is under way when the service stops is committed or not without us.
         tokio::select! {

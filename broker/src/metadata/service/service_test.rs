@@ -262,6 +262,38 @@ async fn three_brokers_agree_and_survive_the_loss_of_their_leader() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_falls_silent_is_fenced_although_others_ask_for_something_all_the_time() {
+    let directories = directories(3);
+    let mut brokers = fleet(&directories).await;
+    let position = brokers.iter().position(|broker| !broker.quorum().is_leader()).unwrap();
+    // It hangs: its port is open, so that nothing proves that it is gone.
+    let Broker { service, listener, cancel, .. } = brokers.remove(position);
+    let silent = service.broker_state().borrow().broker_id.unwrap();
+    let leader = brokers.iter().find(|broker| broker.quorum().is_leader()).unwrap().service.handle();
+    make_topic(&leader, "orders").await;
+    let asking: Vec<_> = (0..4)
+        .map(|_| {
+            let leader = leader.clone();
+            // It is as it should be already.
+            tokio::spawn(async move {
+                while leader.call_within(apply_topic("orders"), PATIENCE).await.is_ok() {
+                    tokio::task::yield_now().await;
+                }
+            })
+        })
+        .collect();
+    service.stop().await;
+    eventually("it is fenced", || leader.image().brokers[&silent].fenced).await;
+    asking.iter().for_each(tokio::task::JoinHandle::abort);
+    cancel.cancel();
+    listener.await.unwrap();
+    drop(leader);
+    for broker in brokers {
+        broker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_further_broker_follows_the_log_even_from_a_snapshot() {
     let directories = directories(2);
     let plan = Plan { snapshot_every: 10, ..Plan::default() };
