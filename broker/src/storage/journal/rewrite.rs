@@ -130,7 +130,8 @@ fn rewrite(shared: &Shared, segment: &Arc<Segment>) -> Result<u64, StorageError>
             continue;
         }
         bytes += records.len();
-        piece.push((partition, run, records));
+        // Copied: what was read for a small run is a block at least, and thousands of them wait for each other here.
+        piece.push((partition, run, Bytes::copy_from_slice(&records)));
         if bytes >= PIECE_BYTES {
             let runs = std::mem::take(&mut piece);
             shared.ask(|reply| Command::Move { runs, reply })?;
