@@ -1,10 +1,10 @@
 //! How the last run on a volume ended: whether everything that it wrote is still there.
 //!
 //! A process that is killed leaves what it wrote to the operating system; a machine that goes down takes what was not
-//! synced with it. `run.properties` holds the boot of the machine (its `boot_id`) that the broker runs in, and whether it
-//! has stopped in order, with everything synced. Another boot without an orderly stop, a boot that cannot be told, a
-//! file that cannot be read, and a write or sync that has failed all count as a loss. A loss stays on the volume until the controller knows of it: the process
-//! may be killed before it has registered.
+//! synced with it. `run.properties` holds the boot of the machine (its `boot_id`) that the broker runs in, and whether
+//! it has stopped in order, with everything synced. Another boot without an orderly stop, a boot that cannot be told, a
+//! file that cannot be read, and a write or sync that has failed all count as a loss. A loss stays on the volume until
+//! the controller knows of it: the process may be killed before it has registered.
 //!
 //! The file is replaced as a whole, and is on disk before the broker writes anything else.
 
