@@ -199,6 +199,40 @@ async fn a_broker_that_joins_is_filled_unasked_where_that_is_switched_on_and_onl
     assert_eq!(image(&fleet), level, "converged means silent");
 }
 
+/// What leaders tell of themselves when each partition has a thousand bytes and a hundred of them come each second.
+fn told(image: &MetadataImage) -> ClusterLoad {
+    let every = |value: u64| image.partitions().map(|(id, _)| (id, value)).collect();
+    ClusterLoad { bytes: every(1_000), traffic: every(100), ..ClusterLoad::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_its_leader_does_not_know_yet_is_not_taken_for_an_empty_one() {
+    let fleet = fleet().await;
+    fleet.shared.ask(&ControllerRequest::SetRebalancing { rebalancing: true, cancel_moves: false });
+    let image = image(&fleet);
+    let requests = |load: &ClusterLoad| next_requests(&image, load, None, &BTreeSet::new(), &options());
+    let mut load = told(&image);
+    assert!(!requests(&load).is_empty(), "the fourth broker is empty");
+    load.bytes.remove(&id(1));
+    assert_eq!(load.silent_leaders(&image), BTreeSet::from([image.partition(id(1)).unwrap().leader]));
+    assert_eq!(requests(&load), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebalance_ends_when_the_traffic_is_known_to_be_level_as_well() {
+    let fleet = fleet().await;
+    fleet.shared.ask(&ControllerRequest::MarkBroker { broker_id: 4, mark: Some(BrokerMark::Cordoned) });
+    fleet.shared.ask(&ControllerRequest::SetRebalancing { rebalancing: true, cancel_moves: false });
+    let image = image(&fleet);
+    let ask = |load: &ClusterLoad| next_requests(&image, load, None, &BTreeSet::new(), &options());
+    let mut load = told(&image);
+    load.traffic.remove(&id(1));
+    assert_eq!(ask(&load), [], "nothing to do as far as anybody knows");
+    load.traffic.insert(id(1), 100);
+    let end = ControllerRequest::SetRebalancing { rebalancing: false, cancel_moves: false };
+    assert_eq!(ask(&load), [end]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leaders_are_spread_unasked_if_a_broker_is_off_the_mean_by_more_than_the_threshold() {
     // Broker 1 is to lead six, the others three each, and broker 4 takes no part.

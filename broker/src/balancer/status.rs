@@ -23,7 +23,7 @@ pub fn plan_view(image: &MetadataImage, load: &ClusterLoad, plan: &Plan, begun: 
         bytes: plan.bytes(),
         moves: plan.moves().iter().map(|it| move_view(image, it)).collect(),
         blockers: blockers(image, plan, None),
-        silent_brokers: load.silent.iter().copied().collect(),
+        silent_brokers: load.silent_leaders(image).into_iter().collect(),
     }
 }
 
@@ -35,7 +35,7 @@ pub fn drain_view(
     broker_id: BrokerId,
     plan: &Plan,
 ) -> DrainView {
-    let held = partitions(image).filter(|(_, state)| state.replica_ids().any(|id| id == broker_id));
+    let held = image.partitions().filter(|(_, state)| state.replica_ids().any(|id| id == broker_id));
     let held: Vec<_> = held.collect();
     let leaders = held.iter().filter(|(_, state)| state.leader == broker_id).count();
     let draining = image.marks.get(&broker_id) == Some(&BrokerMark::Draining);
@@ -54,7 +54,7 @@ pub fn drain_view(
         rate_limit: image.balance.rate,
         eta_ms: eta_ms(bytes_left, bytes_per_second, held.is_empty()),
         blockers: if draining { blockers(image, plan, Some(broker_id)) } else { Vec::new() },
-        silent_brokers: load.silent.iter().copied().collect(),
+        silent_brokers: load.silent_leaders(image).into_iter().collect(),
     }
 }
 
@@ -81,13 +81,13 @@ pub fn rebalance_view(
         rate_limit: image.balance.rate,
         eta_ms: eta_ms(bytes_left, bytes_per_second, idle),
         brokers: image.brokers.keys().map(|id| broker_load(image, load, *id)).collect(),
-        silent_brokers: load.silent.iter().copied().collect(),
+        silent_brokers: load.silent_leaders(image).into_iter().collect(),
     }
 }
 
 fn broker_load(image: &MetadataImage, load: &ClusterLoad, broker_id: BrokerId) -> BrokerLoadView {
     let mut view = BrokerLoadView { broker_id, ..BrokerLoadView::default() };
-    for (id, state) in partitions(image) {
+    for (id, state) in image.partitions() {
         if state.replica_ids().any(|it| it == broker_id) {
             view.replicas += 1;
             view.bytes += load.bytes.get(&id).copied().unwrap_or(0);
@@ -122,14 +122,6 @@ fn eta_ms(bytes_left: u64, bytes_per_second: u64, is_done: bool) -> Option<u64> 
         (_, 0) => None,
         (left, rate) => u64::try_from(u128::from(left) * 1_000 / u128::from(rate)).ok(),
     }
-}
-
-fn partitions(image: &MetadataImage) -> impl Iterator<Item = (TopicIdPartition, &PartitionImage)> {
-    image.topics.values().flat_map(|topic| {
-        let topic_id = topic.topic_id;
-        let id = move |partition| TopicIdPartition { topic_id, partition };
-        (0_i32..).zip(&topic.partitions).map(move |(number, state)| (id(number), state))
-    })
 }
 
 fn topic_name(image: &MetadataImage, id: TopicIdPartition) -> String {

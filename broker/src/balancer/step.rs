@@ -9,7 +9,7 @@ use super::BalancerOptions;
 use crate::metadata::controller::balancer::rate::next_rate;
 use crate::metadata::controller::balancer::{Cluster, plan, select};
 use crate::metadata::controller::{ControllerRequest, PartitionMove};
-use crate::metadata::image::{BrokerId, BrokerMark, MetadataImage, PartitionImage};
+use crate::metadata::image::{BrokerId, BrokerMark, MetadataImage};
 use crate::metrics::durations::DurationCounts;
 use crate::replication::ClusterLoad;
 
@@ -38,17 +38,14 @@ pub fn has_work(image: &MetadataImage, options: &BalancerOptions) -> bool {
 
 /// Whether a broker has a replica, one that is about to go included.
 pub fn holds_replicas(image: &MetadataImage, broker_id: BrokerId) -> bool {
-    states(image).any(|state| state.replica_ids().any(|id| id == broker_id))
-}
-
-fn states(image: &MetadataImage) -> impl Iterator<Item = &PartitionImage> {
-    image.topics.values().flat_map(|topic| &topic.partitions)
+    image.partitions().any(|(_, state)| state.replica_ids().any(|id| id == broker_id))
 }
 
 /// Requests to the controller, in order. `interval` is given when it is time to look at the rate; `given_up` are brokers
 /// that have been out of service for too long to wait for.
 ///
-/// While some leader does not tell its sizes, brokers are emptied and not levelled.
+/// While some leader does not tell its sizes, brokers are emptied and not levelled. A rebalance that was asked for ends when
+/// nothing is left to do, and that is known of traffic as well.
 pub fn next_requests(
     image: &MetadataImage,
     load: &ClusterLoad,
@@ -57,10 +54,13 @@ pub fn next_requests(
     options: &BalancerOptions,
 ) -> Vec<ControllerRequest> {
     let wanted = options.automatic || image.balance.rebalancing;
-    let level = wanted && load.silent.is_empty();
-    let plan = plan(&Cluster::of(image, &load.bytes, &load.traffic), &options.goals(level));
-    let under_way: Vec<Vec<BrokerId>> =
-        states(image).filter(|state| state.is_reassigning()).map(|state| state.adding.clone()).collect();
+    let level = wanted && load.silent_leaders(image).is_empty();
+    let cluster = Cluster::of(image, &load.bytes, &load.traffic);
+    let plan = plan(&cluster, &options.goals(level));
+    let under_way: Vec<Vec<BrokerId>> = {
+        let states = image.partitions().map(|(_, state)| state);
+        states.filter(|state| state.is_reassigning()).map(|state| state.adding.clone()).collect()
+    };
     let begun = select(&plan, &under_way, &options.limits);
     let own = image.balancer_moves().count();
     let copies = own > 0 || begun.iter().any(|it| it.added().next().is_some());
@@ -86,7 +86,8 @@ pub fn next_requests(
     if rate != image.balance.rate {
         requests.push(ControllerRequest::SetBalanceRate(rate));
     }
-    if image.balance.rebalancing && level && plan.steps.is_empty() && own == 0 {
+    let is_level = level && cluster.knows_traffic() && plan.steps.is_empty();
+    if image.balance.rebalancing && is_level && own == 0 {
         requests.push(ControllerRequest::SetRebalancing { rebalancing: false, cancel_moves: false });
     }
     if !begun.is_empty() {

@@ -74,7 +74,7 @@ impl Balancing {
         level: bool,
     ) -> Result<Plan, Refusal> {
         let (image, load, options) = (Arc::clone(image), load.clone(), self.options);
-        let level = level && load.silent.is_empty();
+        let level = level && load.silent_leaders(&image).is_empty();
         tokio::task::spawn_blocking(move || planned(&image, &load, level, &options))
             .await
             .map_err(|_| Refusal::new(code::QUORUM_UNAVAILABLE, "the broker is stopping"))

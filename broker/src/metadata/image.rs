@@ -259,6 +259,14 @@ impl MetadataImage {
         self.topic_ids.get(name).and_then(|topic_id| self.topics.get(topic_id))
     }
 
+    /// Every partition, with its id.
+    pub fn partitions(&self) -> impl Iterator<Item = (TopicIdPartition, &PartitionImage)> {
+        self.topics.values().flat_map(|topic| {
+            let id = |partition| TopicIdPartition { topic_id: topic.topic_id, partition };
+            (0_i32..).zip(&topic.partitions).map(move |(number, state)| (id(number), state))
+        })
+    }
+
     /// State of one partition.
     pub fn partition(&self, partition: TopicIdPartition) -> Option<&PartitionImage> {
         let number = usize::try_from(partition.partition).ok()?;

@@ -10,7 +10,7 @@ use futures::future::join_all;
 use tokio::time::Instant;
 
 use super::ReplicaManager;
-use crate::metadata::image::{BrokerId, TopicIdPartition};
+use crate::metadata::image::{BrokerId, MetadataImage, NO_LEADER, TopicIdPartition};
 use crate::metrics::durations::DurationCounts;
 use crate::schema::internal::BrokerLoadAnswer;
 use crate::schema::internal::broker_load_answer::LedPartition;
@@ -30,7 +30,7 @@ pub struct ClusterLoad {
     pub traffic: BTreeMap<TopicIdPartition, u64>,
     /// How long produce requests took, by broker, since its process was started.
     pub produce_times: BTreeMap<BrokerId, DurationCounts>,
-    /// Brokers in service that did not answer: the sizes of what they lead are not known.
+    /// Brokers in service that did not answer.
     pub silent: BTreeSet<BrokerId>,
 }
 
@@ -83,6 +83,14 @@ impl ReplicaManager {
 }
 
 impl ClusterLoad {
+    /// Brokers of which it is not known how much they lead: they did not answer, or left out a partition of which `image`
+    /// says that they lead it, as one does that is only just coming to lead it.
+    pub fn silent_leaders(&self, image: &MetadataImage) -> BTreeSet<BrokerId> {
+        let led = image.partitions().filter(|(_, state)| state.leader != NO_LEADER);
+        let left_out = led.filter(|(id, _)| !self.bytes.contains_key(id)).map(|(_, state)| state.leader);
+        self.silent.iter().copied().chain(left_out).collect()
+    }
+
     fn add(&mut self, broker_id: BrokerId, answer: BrokerLoadAnswer) {
         for led in answer.partitions {
             let id = TopicIdPartition { topic_id: led.topic_id, partition: led.partition_id };

@@ -112,12 +112,8 @@ fn from_wire(replica: &FilledReplica) -> ReplicaProgress {
 
 /// Partitions under reassignment with their leaders.
 fn reassigned(image: &MetadataImage) -> impl Iterator<Item = (TopicIdPartition, BrokerId)> + '_ {
-    image.topics.values().flat_map(|topic| {
-        let numbered = (0_i32..).zip(&topic.partitions).filter(|(_, state)| state.is_reassigning());
-        numbered.map(|(partition, state)| {
-            (TopicIdPartition { topic_id: topic.topic_id, partition }, state.leader)
-        })
-    })
+    let reassigned = image.partitions().filter(|(_, state)| state.is_reassigning());
+    reassigned.map(|(id, state)| (id, state.leader))
 }
 
 fn leaders(image: &MetadataImage) -> Vec<Arc<BrokerImage>> {

@@ -219,19 +219,22 @@ impl Cluster {
             takes: image.takes_replicas(broker),
             draining: image.marks.get(&broker.broker_id) == Some(&BrokerMark::Draining),
         };
-        let partitions = image.topics.values().flat_map(|topic| {
-            (0_i32..).zip(&topic.partitions).map(|(number, state)| {
-                let id = TopicIdPartition { topic_id: topic.topic_id, partition: number };
-                PlannedPartition {
-                    id,
-                    replicas: state.target_ids().collect(),
-                    bytes: bytes.get(&id).copied().unwrap_or(0),
-                    traffic: traffic.get(&id).copied(),
-                    fixed: fixed(image, state),
-                }
-            })
-        });
-        Self { brokers: image.brokers.values().map(broker).collect(), partitions: partitions.collect() }
+        let partition = |(id, state): (TopicIdPartition, &PartitionImage)| PlannedPartition {
+            id,
+            replicas: state.target_ids().collect(),
+            bytes: bytes.get(&id).copied().unwrap_or(0),
+            traffic: traffic.get(&id).copied(),
+            fixed: fixed(image, state),
+        };
+        Self {
+            brokers: image.brokers.values().map(broker).collect(),
+            partitions: image.partitions().map(partition).collect(),
+        }
+    }
+
+    /// Whether the traffic of every partition that may be moved is known.
+    pub fn knows_traffic(&self) -> bool {
+        self.partitions.iter().all(|partition| partition.fixed.is_some() || partition.traffic.is_some())
     }
 }
 

@@ -350,8 +350,7 @@ impl Planner<'_> {
 
     /// Has busy partitions led elsewhere: where they have a replica if that helps, else with the replica, which is copied.
     fn level_traffic(&mut self, threshold: f64) -> bool {
-        let partitions = &self.model.cluster.partitions;
-        if partitions.iter().any(|partition| partition.fixed.is_none() && partition.traffic.is_none()) {
+        if !self.model.cluster.knows_traffic() {
             return false;
         }
         let aims = Aims {
