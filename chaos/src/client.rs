@@ -116,7 +116,8 @@ impl Connection {
                 |name: &String| MetadataRequestTopic { name: Some(name.into()), ..Default::default() };
             names.iter().map(topic).collect()
         });
-        let request = MetadataRequest { topics, ..Default::default() };
+        // A broker that is cut off would ask for a topic that it does not know until it is heard, and bring a deleted one back.
+        let request = MetadataRequest { topics, allow_auto_topic_creation: false, ..Default::default() };
         self.call(METADATA_VERSION, &request, within).await
     }
 
