@@ -129,15 +129,15 @@ impl Run {
     fn stuck(&self, what: &str) {
         if self.trace.findings().is_empty() {
             let why = self.checks.not_whole().unwrap_or_else(|| {
-                format!("{} producers have not come to their end", self.workload.producing.get())
+                format!("{} clients have not come to their end", self.workload.changing.get())
             });
             self.trace.find(self.sim.elapsed(), format!("the fleet does not {what} in {PATIENCE:?}: {why}"));
         }
     }
 
-    /// Whether the fleet is whole, producers have come to their end and consumers have read everything.
+    /// Whether the fleet is whole, whoever changes something has come to their end and consumers have read everything.
     fn is_settled(&self) -> bool {
-        self.workload.producing.get() == 0 && self.checks.is_whole() && self.is_read()
+        self.workload.changing.get() == 0 && self.checks.is_whole() && self.is_read()
     }
 
     fn is_read(&self) -> bool {

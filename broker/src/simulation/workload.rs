@@ -46,8 +46,8 @@ pub(super) struct Workload {
     pub(super) phase: Cell<Phase>,
     /// Whether the topic is there.
     pub(super) ready: Cell<bool>,
-    /// Producers that have not come to their end.
-    pub(super) producing: Cell<usize>,
+    /// Producers, and those who change topics and move partitions, that have not come to their end.
+    pub(super) changing: Cell<usize>,
     /// By partition.
     pub(super) ledgers: RefCell<Vec<Ledger>>,
 }
@@ -56,13 +56,13 @@ impl Workload {
     pub(super) fn new(plan: Rc<Plan>, trace: Rc<Trace>) -> Rc<Self> {
         let partitions = usize::try_from(plan.partitions).unwrap_or(0);
         let ledgers = RefCell::new((0..partitions).map(|_| Ledger::default()).collect());
-        let producing = Cell::new(partitions * usize::from(PRODUCERS));
+        let changing = Cell::new(partitions * usize::from(PRODUCERS) + 1 + usize::from(plan.moves));
         Rc::new(Self {
             plan,
             trace,
             phase: Cell::new(Phase::Produce),
             ready: Cell::new(false),
-            producing,
+            changing,
             ledgers,
         })
     }
@@ -147,6 +147,7 @@ impl Workload {
             self.say(format!("topic {name}: {outcome}"));
             number += 1;
         }
+        self.changing.set(self.changing.get() - 1);
     }
 
     /// Partitions move to other machines, also while they are moving, and back again (KIP-455).
@@ -171,6 +172,7 @@ impl Workload {
             };
             self.say(format!("partition {partition} to {target:?}: {outcome}"));
         }
+        self.changing.set(self.changing.get() - 1);
     }
 
     async fn produce(self: Rc<Self>, partition: i32, producer: u16) {
@@ -216,7 +218,7 @@ impl Workload {
                             "partition {partition}: {} to {first}, before which everything was acknowledged",
                             error.name()
                         ));
-                        self.producing.set(self.producing.get() - 1);
+                        self.changing.set(self.changing.get() - 1);
                         return;
                     }
                     Err(error) => {
@@ -229,7 +231,7 @@ impl Workload {
             number += u64::from(count);
             sequence += i32::from(count);
         }
-        self.producing.set(self.producing.get() - 1);
+        self.changing.set(self.changing.get() - 1);
     }
 
     async fn consume(self: Rc<Self>, partition: i32) {
