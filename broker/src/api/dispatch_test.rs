@@ -30,6 +30,7 @@ use crate::config::BrokerConfig;
 use crate::metadata::MetadataHandle;
 use crate::metrics::Metrics;
 use crate::replication::peers::NoPeers;
+use crate::replication::producer_state::SteadyClock;
 use crate::replication::{ReplicaManager, ReplicaManagerOptions, ThrottleRates, TopicSettings};
 use crate::storage::journal::{JournalStore, JournalStoreOptions};
 
@@ -67,6 +68,8 @@ impl Broker {
             replica_fetch_wait: Duration::from_millis(500),
             replica_fetch_bytes: 1 << 20,
             clock: Arc::new(|| NOW_MS),
+            steady_clock: SteadyClock::new(|| 0),
+            is_confirmed: Arc::new(|| true),
             retention_check_interval: Duration::from_secs(300),
             checkpoint_interval: Duration::from_secs(60),
             produce_times: crate::metrics::durations::Durations::default(),

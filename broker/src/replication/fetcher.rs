@@ -407,7 +407,6 @@ impl Fetcher {
         leader_epoch: i32,
         fetched: FetchedReplica,
     ) -> Result<Next, FollowError> {
-        let now_ms = (self.inner.options.clock)();
         let error = ErrorCode::from_code(fetched.error).unwrap_or(ErrorCode::UnknownServerError);
         match error {
             ErrorCode::None if fetched.diverging_epoch >= 0 => {
@@ -415,10 +414,10 @@ impl Fetcher {
                     leader_epoch: fetched.diverging_epoch,
                     end_offset: fetched.diverging_end_offset,
                 };
-                on_disk(partition, move |it| it.truncate_to(leader_epoch, end, now_ms)).await?;
+                on_disk(partition, move |it| it.truncate_to(leader_epoch, end)).await?;
                 Ok(Next::AskAgain)
             }
-            ErrorCode::None => self.append(partition, leader_epoch, &fetched, now_ms).await,
+            ErrorCode::None => self.append(partition, leader_epoch, &fetched).await,
             ErrorCode::OffsetOutOfRange if partition.is_apart_from(fetched.log_start) => {
                 on_disk(partition, move |it| it.start_anew(leader_epoch, fetched.log_start)).await?;
                 Ok(Next::AskAgain)
@@ -449,14 +448,13 @@ impl Fetcher {
         partition: &Arc<Partition>,
         leader_epoch: i32,
         fetched: &FetchedReplica,
-        now_ms: i64,
     ) -> Result<Next, FollowError> {
         if fetched.records.is_empty() {
             return Ok(Next::Nothing);
         }
         self.count(partition, fetched.records.len());
         let admission = Arc::new(self.inner.options.store.admit(fetched.records.len()).await?);
-        let append = || partition.append_fetched(leader_epoch, &fetched.records, &admission, now_ms);
+        let append = || partition.append_fetched(leader_epoch, &fetched.records, &admission);
         let log_end = match append() {
             // The leader's log begins in the middle of a batch, and it shows nothing below that.
             Err(FollowError::Storage(StorageError::NotContiguous { base_offset, log_end }))

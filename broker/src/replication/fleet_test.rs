@@ -184,7 +184,7 @@ async fn a_checkpoint_has_the_producers_as_of_the_high_watermark_since_the_rest_
     assert_eq!((lost.error, lost.base_offset), (ErrorCode::None, 2));
     let snapshot = fleet.partition(1).snapshot();
     assert_eq!((snapshot.offset, fleet.ends(1).log_end), (2, 4));
-    let kept = kept_state::KeptState::decode(&snapshot.bytes).unwrap();
+    let kept = kept_state::KeptState::decode(&snapshot.bytes, 0).unwrap();
     assert_eq!(kept.high_watermark, Some(2));
     assert_eq!(kept.producers.last_offsets().collect::<Vec<_>>(), [(7, 1)]);
 

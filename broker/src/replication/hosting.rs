@@ -157,9 +157,9 @@ impl Inner {
     }
 
     fn open(self: &Arc<Self>, id: TopicIdPartition, settings: Arc<TopicSettings>, assignment: Assignment) {
-        let now_ms = (self.options.clock)();
+        let steady_clock = self.options.steady_clock.clone();
         let lag = self.options.replica_lag;
-        let hosted = match Partition::open(self.options.store.as_ref(), id, settings, lag, now_ms) {
+        let hosted = match Partition::open(self.options.store.as_ref(), id, settings, lag, steady_clock) {
             Ok(partition) => {
                 let partition = Arc::new(partition);
                 self.assign(&partition, assignment);

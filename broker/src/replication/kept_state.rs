@@ -18,8 +18,9 @@ pub(super) struct KeptState {
 }
 
 impl KeptState {
-    pub(super) fn encode(high_watermark: i64, producers: &ProducerStates) -> Bytes {
-        let producers = producers.encode();
+    /// `now_ms` is the time of a steady clock, here and in [`decode`](Self::decode).
+    pub(super) fn encode(high_watermark: i64, producers: &ProducerStates, now_ms: i64) -> Bytes {
+        let producers = producers.encode(now_ms);
         let mut out = BytesMut::with_capacity(9 + producers.len());
         out.put_u8(VERSION);
         out.put_i64(high_watermark);
@@ -28,14 +29,14 @@ impl KeptState {
     }
 
     /// Reads what [`encode`](Self::encode) has written, or an earlier version.
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, SnapshotError> {
+    pub(super) fn decode(bytes: &[u8], now_ms: i64) -> Result<Self, SnapshotError> {
         let mut rest = bytes;
         let mut high_watermark = None;
         if rest.first() == Some(&VERSION) {
             rest.advance(1);
             high_watermark = Some(rest.try_get_i64().map_err(|_| SnapshotError)?);
         }
-        Ok(Self { high_watermark, producers: ProducerStates::decode(rest)? })
+        Ok(Self { high_watermark, producers: ProducerStates::decode(rest, now_ms)? })
     }
 }
 
@@ -55,23 +56,25 @@ mod tests {
 
     #[test]
     fn the_kept_state_comes_back() {
-        let kept = KeptState::decode(&KeptState::encode(42, &producers())).unwrap();
+        let kept = KeptState::decode(&KeptState::encode(42, &producers(), 5), 5).unwrap();
         assert_eq!(kept, KeptState { high_watermark: Some(42), producers: producers() });
     }
 
     #[test]
     fn producers_that_an_earlier_version_has_kept_come_back_without_a_high_watermark() {
-        let kept = KeptState::decode(&producers().encode()).unwrap();
+        let mut earlier = producers().encode(5).to_vec();
+        earlier[0] = 1;
+        let kept = KeptState::decode(&earlier, 5).unwrap();
         assert_eq!(kept, KeptState { high_watermark: None, producers: producers() });
     }
 
     #[test]
     fn damage_is_an_error() {
-        let whole = KeptState::encode(42, &producers());
+        let whole = KeptState::encode(42, &producers(), 5);
         for length in 0..whole.len() {
-            assert_eq!(KeptState::decode(&whole[..length]), Err(SnapshotError));
+            assert_eq!(KeptState::decode(&whole[..length], 5), Err(SnapshotError));
         }
         let longer = [&whole[..], &[0]].concat();
-        assert_eq!(KeptState::decode(&longer), Err(SnapshotError));
+        assert_eq!(KeptState::decode(&longer, 5), Err(SnapshotError));
     }
 }

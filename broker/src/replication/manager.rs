@@ -21,6 +21,7 @@ use super::leadership::Proposal;
 use super::partition::{Partition, storage_code};
 use super::peers::Peers;
 use super::pending_produce::{PendingItem, PendingProduce};
+use super::producer_state::SteadyClock;
 use super::proposals::{self, Proposals};
 use super::sessions::{FollowerSessions, Host};
 use super::throttle::Quota;
@@ -69,6 +70,10 @@ pub struct ReplicaManagerOptions {
     pub replica_fetch_bytes: i32,
     /// The time in milliseconds since 1970.
     pub clock: Arc<dyn Fn() -> i64 + Send + Sync>,
+    /// The time by which producers are idle.
+    pub steady_clock: SteadyClock,
+    /// Whether this broker is in service by the controller's latest word, and that is not old: else others may lead.
+    pub is_confirmed: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Time between two looks for old segments (`log.retention.check.interval.ms`).
     pub retention_check_interval: Duration,
     /// Longest time between an append and the checkpoint that covers it.
@@ -211,7 +216,7 @@ impl ReplicaManager {
                     PendingItem { outcome, waiting: None }
                 }
                 (Ok((partition, batch)), Ok(admission)) => {
-                    self.inner.append_one(&partition, batch, acks, admission, now_ms)
+                    self.inner.append_one(&partition, batch, acks, admission)
                 }
             })
             .collect();
@@ -496,9 +501,8 @@ impl Inner {
         batch: ValidatedBatch,
         acks: RequiredAcks,
         admission: &Arc<Admission>,
-        now_ms: i64,
     ) -> PendingItem {
-        let appended = partition.append(batch, acks, admission, now_ms);
+        let appended = partition.append(batch, acks, admission);
         let log_start_offset = partition.log().ends().log_start;
         match appended {
             Ok(appended) => PendingItem {
@@ -511,7 +515,11 @@ impl Inner {
                 waiting: (acks != RequiredAcks::None).then(|| (Arc::clone(partition), appended)),
             },
             Err(error) => {
-                let outcome = self.refuse(partition.id(), error.code(), Some(error.to_string()));
+                // Producers give up at that. It may be a later leader that has what is missing here.
+                let unsure =
+                    error.code() == ErrorCode::OutOfOrderSequenceNumber && !(self.options.is_confirmed)();
+                let code = if unsure { ErrorCode::NotLeaderOrFollower } else { error.code() };
+                let outcome = self.refuse(partition.id(), code, Some(error.to_string()));
                 PendingItem { outcome: ProduceOutcome { log_start_offset, ..outcome }, waiting: None }
             }
         }

@@ -12,6 +12,7 @@ use crate::metadata::image::{BrokerImage, PartitionImage, Replica};
 use crate::replication::FetchPartition;
 use crate::replication::partition::FollowError;
 use crate::replication::peers::NoPeers;
+use crate::replication::producer_state::SteadyClock;
 use crate::storage::batch::samples::{batch, batch_at, producer_batch};
 use crate::storage::journal::{JournalStore, JournalStoreOptions};
 use crate::storage::{LogSettings, StoredLog};
@@ -82,6 +83,7 @@ struct Broker {
     images: watch::Sender<Arc<MetadataImage>>,
     caught_up: watch::Sender<bool>,
     clock: Arc<AtomicI64>,
+    steady_clock: Arc<AtomicI64>,
 }
 
 impl Broker {
@@ -118,6 +120,8 @@ impl Broker {
         let caught_up = watch::Sender::new(caught_up);
         let clock = Arc::new(AtomicI64::new(1_000_000));
         let time = Arc::clone(&clock);
+        let steady_clock = Arc::new(AtomicI64::new(0));
+        let passed = Arc::clone(&steady_clock);
         let mut options = ReplicaManagerOptions {
             store,
             volume_uuid: volume_uuid(),
@@ -131,6 +135,8 @@ impl Broker {
             replica_fetch_wait: Duration::from_millis(500),
             replica_fetch_bytes: 1 << 20,
             clock: Arc::new(move || time.load(Ordering::Relaxed)),
+            steady_clock: SteadyClock::new(move || passed.load(Ordering::Relaxed)),
+            is_confirmed: Arc::new(|| true),
             retention_check_interval: Duration::from_secs(3_600),
             checkpoint_interval: Duration::from_secs(3_600),
             produce_times: crate::metrics::durations::Durations::default(),
@@ -138,7 +144,7 @@ impl Broker {
         };
         edit(&mut options);
         let manager = ReplicaManager::start(options);
-        let broker = Self { manager, images, caught_up, clock };
+        let broker = Self { manager, images, caught_up, clock, steady_clock };
         broker.applied(log_index).await;
         broker
     }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::kept_state::KeptState;
 use super::leadership::LeaderAssignment;
-use super::producer_state::{ProducerStates, SequenceError, Verdict};
+use super::producer_state::{ProducerStates, SequenceError, SteadyClock, Verdict};
 use super::producer_undo::UndoLog;
 use super::registrations::Registrations;
 use super::sessions::FollowerSignal;
@@ -89,6 +89,8 @@ pub struct Partition {
     watermark: Arc<Watermark>,
     /// What this broker carries as its leader.
     traffic: Traffic,
+    /// By which producers are idle.
+    steady_clock: SteadyClock,
     state: Mutex<State>,
 }
 
@@ -237,19 +239,27 @@ impl Partition {
         id: TopicIdPartition,
         settings: Arc<TopicSettings>,
         lag: Duration,
-        now_ms: i64,
+        steady_clock: SteadyClock,
     ) -> Result<Self, StorageError> {
+        let now_ms = steady_clock.now_ms();
         let watermark = Arc::new(Watermark::new(id, lag));
         let listener: Arc<dyn LogListener> = Arc::clone(&watermark) as Arc<dyn LogListener>;
         let opened = store.open(id, settings.log, Arc::downgrade(&listener))?;
         let ends = opened.log.ends();
-        let kept = opened.state.as_ref().and_then(|state| KeptState::decode(&state.bytes).ok());
+        let kept = opened.state.as_ref().and_then(|state| KeptState::decode(&state.bytes, now_ms).ok());
         watermark.opened(&ends, kept.and_then(|kept| kept.high_watermark));
         let snapshots: VecDeque<_> = opened.state.into_iter().collect();
         let (producers, undo_log) = producers_at(id, opened.log.as_ref(), &snapshots, ends.log_end, now_ms)?;
         let role = Role { leader_epoch: -1, leads: false, follows: None };
         let state = Mutex::new(State { role, led_since: -1, settings, producers, undo_log, snapshots });
-        Ok(Self { id, log: opened.log, watermark, traffic: Traffic::new(Instant::now()), state })
+        Ok(Self {
+            id,
+            log: opened.log,
+            watermark,
+            traffic: Traffic::new(Instant::now()),
+            steady_clock,
+            state,
+        })
     }
 
     /// Topic id and number.
@@ -328,7 +338,6 @@ impl Partition {
         batch: ValidatedBatch,
         acks: RequiredAcks,
         admission: &Arc<Admission>,
-        now_ms: i64,
     ) -> Result<Appended, AppendError> {
         let mut state = self.state.lock();
         let role = state.role;
@@ -358,7 +367,7 @@ impl Partition {
         };
         let bytes = batch.bytes.len();
         self.log.append(AppendBatch { bytes: batch.bytes, header }, Arc::clone(admission))?;
-        self.record(&mut state, &header, now_ms);
+        self.record(&mut state, &header);
         self.watermark.appended(header.next_offset());
         drop(state);
         self.traffic.add(bytes);
@@ -373,8 +382,8 @@ impl Partition {
     }
 
     /// Enters a batch that was appended into the producers' state.
-    fn record(&self, state: &mut State, header: &BatchHeader, now_ms: i64) {
-        if let Some(undo) = state.producers.record(header, now_ms) {
+    fn record(&self, state: &mut State, header: &BatchHeader) {
+        if let Some(undo) = state.producers.record(header, self.steady_clock.now_ms()) {
             state.undo_log.push(undo, || self.high_watermark());
         }
     }
@@ -564,7 +573,8 @@ impl Partition {
         // Under the lock no append comes between the two.
         let log_end = self.log.ends().log_end;
         let (producers, offset) = state.undo_log.committed(&state.producers, high_watermark, log_end);
-        let snapshot = StateSnapshot { offset, bytes: KeptState::encode(high_watermark, &producers) };
+        let bytes = KeptState::encode(high_watermark, &producers, self.steady_clock.now_ms());
+        let snapshot = StateSnapshot { offset, bytes };
         if state.snapshots.back().is_none_or(|last| last.offset != snapshot.offset) {
             state.snapshots.push_back(snapshot.clone());
         }
@@ -595,8 +605,8 @@ impl Partition {
     }
 
     /// Forgets producers idle for longer than `limit_ms`.
-    pub fn expire_producers(&self, now_ms: i64, limit_ms: i64) {
-        self.state.lock().producers.expire(now_ms, limit_ms);
+    pub fn expire_producers(&self, limit_ms: i64) {
+        self.state.lock().producers.expire(self.steady_clock.now_ms(), limit_ms);
     }
 
     fn report(&self, error: &StorageError) -> ErrorCode {
@@ -614,8 +624,8 @@ impl Partition {
 }
 
 /// The producers' state at `end`, from the latest snapshot before it and the batches since, and how to take those back.
-/// Producers have been idle since their last batch was written, not since `now_ms`. Where batches between the two were
-/// deleted, nobody knows what those before them were followed by.
+/// Those that have written since the snapshot have just been used. Where batches between the two were deleted, nobody knows
+/// what those before them were followed by.
 /// Blocks on the disk.
 fn producers_at(
     id: TopicIdPartition,
@@ -625,7 +635,7 @@ fn producers_at(
     now_ms: i64,
 ) -> Result<(ProducerStates, UndoLog), StorageError> {
     let snapshot = snapshots.iter().rev().find(|snapshot| snapshot.offset <= end);
-    let decoded = snapshot.map(|snapshot| (KeptState::decode(&snapshot.bytes), snapshot.offset));
+    let decoded = snapshot.map(|snapshot| (KeptState::decode(&snapshot.bytes, now_ms), snapshot.offset));
     let (mut producers, from) = match decoded {
         Some((Ok(kept), offset)) => (kept.producers, offset),
         Some((Err(error), _)) => {
@@ -641,9 +651,8 @@ fn producers_at(
     }
     let from = from.max(log_start);
     let mut undo_log = UndoLog::new(from);
-    log.replay(from, &mut |header: &BatchHeader, written_ms| {
-        // A clock that was ahead when it was written is none to count from.
-        if let Some(undo) = producers.record(header, written_ms.min(now_ms)) {
+    log.replay(from, &mut |header: &BatchHeader| {
+        if let Some(undo) = producers.record(header, now_ms) {
             undo_log.push(undo, || from);
         }
     })?;

@@ -3,16 +3,52 @@
 //! Answers whether a batch is new, a repetition of one that is stored, or out of order. Pure: headers and the time go
 //! in. The same headers replayed from the log give the same state, so it survives restarts (I5) as a snapshot plus
 //! the headers after it.
+//!
+//! Times are those of a [`SteadyClock`]: if a producer were idle by the time of day, a clock that is set would have it
+//! forgotten, and what it repeats would be stored twice. A snapshot therefore has how long each was idle; while a broker
+//! is down no time passes.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use millrace_protocol::records::BatchHeader;
+use tokio::time::Instant;
 
 /// Batches kept for each producer: as many as a producer may have in flight (I1).
 const BATCHES_KEPT: usize = 5;
 
-const SNAPSHOT_VERSION: u8 = 1;
+/// Milliseconds since some moment, by a clock that nobody sets.
+#[derive(Clone)]
+pub struct SteadyClock(Arc<dyn Fn() -> i64 + Send + Sync>);
+
+impl SteadyClock {
+    /// That of the machine.
+    pub fn of_machine() -> Self {
+        let start = Instant::now();
+        Self::new(move || i64::try_from(start.elapsed().as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// One that is read with `now_ms`.
+    pub fn new(now_ms: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now_ms))
+    }
+
+    /// The time.
+    pub fn now_ms(&self) -> i64 {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for SteadyClock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("SteadyClock").field(&self.now_ms()).finish()
+    }
+}
+
+/// Version 1 had the time of day at which each producer was last used; it is read as if that were now.
+const SNAPSHOT_VERSION: u8 = 2;
+const WITH_TIME_OF_DAY: u8 = 1;
 
 /// A stored batch of a producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,15 +265,16 @@ impl ProducerStates {
         self.producers.is_empty()
     }
 
-    /// The state as bytes: version, number of producers, and for each its id, epoch, last use and batches.
-    pub fn encode(&self) -> Bytes {
+    /// The state as bytes: version, number of producers, and for each its id, epoch, milliseconds that it is idle at `now_ms`,
+    /// and batches.
+    pub fn encode(&self, now_ms: i64) -> Bytes {
         let mut out = BytesMut::with_capacity(5 + self.producers.len() * 64);
         out.put_u8(SNAPSHOT_VERSION);
         out.put_u32(u32::try_from(self.producers.len()).expect("fewer than four billion producers"));
         for (producer_id, producer) in &self.producers {
             out.put_i64(*producer_id);
             out.put_i16(producer.epoch);
-            out.put_i64(producer.last_used_ms);
+            out.put_i64(now_ms.saturating_sub(producer.last_used_ms));
             out.put_u8(u8::try_from(producer.batches.len()).expect("at most five"));
             for batch in &producer.batches {
                 out.put_i32(batch.first_sequence);
@@ -250,22 +287,24 @@ impl ProducerStates {
         out.freeze()
     }
 
-    /// Reads what [`encode`](Self::encode) has written.
-    pub fn decode(bytes: &[u8]) -> Result<Self, SnapshotError> {
+    /// Reads what [`encode`](Self::encode) has written; producers go on being idle from `now_ms`.
+    pub fn decode(bytes: &[u8], now_ms: i64) -> Result<Self, SnapshotError> {
         let mut rest = bytes;
-        let states = Self::decode_from(&mut rest).map_err(|_| SnapshotError)?;
+        let states = Self::decode_from(&mut rest, now_ms).map_err(|_| SnapshotError)?;
         states.filter(|_| rest.is_empty()).ok_or(SnapshotError)
     }
 
-    fn decode_from(rest: &mut &[u8]) -> Result<Option<Self>, bytes::TryGetError> {
-        if rest.try_get_u8()? != SNAPSHOT_VERSION {
+    fn decode_from(rest: &mut &[u8], now_ms: i64) -> Result<Option<Self>, bytes::TryGetError> {
+        let version = rest.try_get_u8()?;
+        if version != SNAPSHOT_VERSION && version != WITH_TIME_OF_DAY {
             return Ok(None);
         }
         let mut states = Self::default();
         for _ in 0..rest.try_get_u32()? {
             let producer_id = rest.try_get_i64()?;
             let epoch = rest.try_get_i16()?;
-            let last_used_ms = rest.try_get_i64()?;
+            let idle_ms = Some(rest.try_get_i64()?).filter(|_| version != WITH_TIME_OF_DAY).unwrap_or(0);
+            let last_used_ms = now_ms.saturating_sub(idle_ms.max(0));
             let count = rest.try_get_u8()?;
             if usize::from(count) > BATCHES_KEPT {
                 return Ok(None);
@@ -376,14 +415,31 @@ mod tests {
     }
 
     #[test]
+    fn a_producer_goes_on_being_idle_where_the_snapshot_says_and_not_while_the_broker_is_down() {
+        let kept = after(&[(0, 0, 1, 0)]).encode(70);
+        let mut states = ProducerStates::decode(&kept, 1_000_000).unwrap();
+        states.expire(1_000_030, 100);
+        assert_eq!(states.len(), 1, "idle for 70 and 30 ms");
+        states.expire(1_000_031, 100);
+        assert!(states.is_empty());
+    }
+
+    #[test]
+    fn a_snapshot_of_an_earlier_version_is_read_and_its_producers_have_just_been_used() {
+        let mut kept = after(&[(0, 0, 1, 0)]).encode(1_790_000_000_000).to_vec();
+        kept[0] = WITH_TIME_OF_DAY;
+        assert_eq!(ProducerStates::decode(&kept, 0), Ok(after(&[(0, 0, 1, 0)])));
+    }
+
+    #[test]
     fn a_damaged_snapshot_is_an_error() {
-        let whole = after(&[(0, 0, 2, 10), (0, 2, 1, 12)]).encode();
+        let whole = after(&[(0, 0, 2, 10), (0, 2, 1, 12)]).encode(0);
         for length in 0..whole.len() {
-            assert_eq!(ProducerStates::decode(&whole[..length]), Err(SnapshotError));
+            assert_eq!(ProducerStates::decode(&whole[..length], 0), Err(SnapshotError));
         }
         let mut longer = whole.to_vec();
         longer.push(0);
-        assert_eq!(ProducerStates::decode(&longer), Err(SnapshotError));
+        assert_eq!(ProducerStates::decode(&longer, 0), Err(SnapshotError));
     }
 
     proptest! {
@@ -396,7 +452,7 @@ mod tests {
             let mut resumed = ProducerStates::default();
             for (number, (producer_id, epoch, sequence, records)) in batches.iter().enumerate() {
                 if number == at {
-                    resumed = ProducerStates::decode(&resumed.encode()).unwrap();
+                    resumed = ProducerStates::decode(&resumed.encode(5), 5).unwrap();
                 }
                 let offset = i64::try_from(number).unwrap() * 10;
                 let header = BatchHeader { producer_id: *producer_id, ..header(*epoch, *sequence, *records, offset) };

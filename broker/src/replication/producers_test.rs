@@ -1,5 +1,7 @@
 //! What is known of producers.
 
+use std::sync::atomic::AtomicBool;
+
 use super::*;
 
 #[tokio::test]
@@ -36,15 +38,14 @@ async fn a_producer_is_forgotten_once_it_has_been_idle_for_longer_than_its_expir
         options.producer_id_expiration = Duration::from_secs(60);
     })
     .await;
-    let start = broker.clock.load(Ordering::Relaxed);
     let sent = |producer, sequence| producer_batch((producer, 0, sequence), &[1_000], b"v");
     assert_eq!(broker.produce(id(1, 0), sent(7, 0)).await.error, ErrorCode::None);
-    broker.clock.store(start + 1, Ordering::Relaxed);
+    broker.steady_clock.store(1, Ordering::Relaxed);
     assert_eq!(broker.produce(id(1, 0), sent(8, 0)).await.error, ErrorCode::None);
     let gap = broker.produce(id(1, 0), sent(7, 5)).await;
     assert_eq!(gap.error, ErrorCode::OutOfOrderSequenceNumber, "it is known");
     let partition = broker.manager.partition(id(1, 0)).unwrap();
-    broker.clock.store(start + 60_001, Ordering::Relaxed);
+    broker.steady_clock.store(60_001, Ordering::Relaxed);
     let forgotten = async {
         while partition.last_offsets_of_producers().contains_key(&7) {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -53,6 +54,50 @@ async fn a_producer_is_forgotten_once_it_has_been_idle_for_longer_than_its_expir
     tokio::time::timeout(TIMEOUT, forgotten).await.unwrap();
     assert_eq!(partition.last_offsets_of_producers(), HashMap::from([(8, 1)]), "idle for just as long");
     assert_eq!(broker.produce(id(1, 0), sent(7, 5)).await.base_offset, 2, "as one that was never here");
+    broker.manager.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_of_day_that_is_set_has_no_producer_forgotten_i1_i4() {
+    let volume = volume();
+    let broker = Broker::start_as(volume.path(), image(5, &[(1, &[OURS])]), true, |options| {
+        options.retention_check_interval = Duration::from_millis(5);
+        options.producer_id_expiration = Duration::from_secs(60);
+    })
+    .await;
+    let sent = |producer| producer_batch((producer, 0, 0), &[1_000], b"v");
+    assert_eq!(broker.produce(id(1, 0), sent(7)).await.base_offset, 0);
+    broker.steady_clock.store(1, Ordering::Relaxed);
+    assert_eq!(broker.produce(id(1, 0), sent(8)).await.base_offset, 1);
+    broker.clock.fetch_add(99_552_000, Ordering::Relaxed);
+    broker.steady_clock.store(60_001, Ordering::Relaxed);
+    let partition = broker.manager.partition(id(1, 0)).unwrap();
+    let looked = async {
+        while partition.last_offsets_of_producers().contains_key(&7) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, looked).await.unwrap();
+    assert_eq!(broker.produce(id(1, 0), sent(8)).await.base_offset, 1, "a repetition");
+    broker.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_the_controller_may_have_replaced_judges_no_gap_as_a_later_one_may_have_what_is_missing_i2()
+ {
+    let volume = volume();
+    let is_confirmed = Arc::new(AtomicBool::new(true));
+    let told = Arc::clone(&is_confirmed);
+    let broker = Broker::start_as(volume.path(), image(5, &[(1, &[OURS])]), true, |options| {
+        options.is_confirmed = Arc::new(move || told.load(Ordering::Relaxed));
+    })
+    .await;
+    let sent = |sequence| producer_batch((7, 0, sequence), &[1_000], b"v");
+    assert_eq!(broker.produce(id(1, 0), sent(0)).await.error, ErrorCode::None);
+    assert_eq!(broker.produce(id(1, 0), sent(5)).await.error, ErrorCode::OutOfOrderSequenceNumber);
+    is_confirmed.store(false, Ordering::Relaxed);
+    assert_eq!(broker.produce(id(1, 0), sent(5)).await.error, ErrorCode::NotLeaderOrFollower);
+    assert_eq!(broker.produce(id(1, 0), sent(1)).await.error, ErrorCode::None, "what follows is taken");
     broker.manager.shutdown().await;
 }
 

@@ -5,6 +5,7 @@ use super::super::waiters::Awaited;
 use super::*;
 use crate::replication::leadership::{LeaderAssignment, Member};
 use crate::replication::partition::{Appended, Assignment};
+use crate::replication::producer_state::SteadyClock;
 use crate::replication::validate::validate;
 use crate::replication::{RequiredAcks, TopicSettings};
 use crate::storage::batch::samples::batch;
@@ -63,7 +64,8 @@ impl Leader {
             let id = TopicIdPartition { topic_id: TOPIC, partition };
             let settings = Arc::new(TopicSettings::default());
             let lag = Duration::from_secs(30);
-            let partition = Partition::open(store.as_ref(), id, settings, lag, 0).unwrap();
+            let partition =
+                Partition::open(store.as_ref(), id, settings, lag, SteadyClock::new(|| 0)).unwrap();
             partition.assign(leads(EPOCH));
             Arc::new(partition)
         };
@@ -84,7 +86,7 @@ impl Leader {
     fn queue(&self, partition: usize, bytes: usize) -> Appended {
         let partition = &self.partitions[partition];
         let records = validate(batch(1, &vec![7; bytes]), &partition.settings(), 13, 0).unwrap();
-        partition.append(records, RequiredAcks::Leader, &Arc::new(Admission::new(None)), 0).unwrap()
+        partition.append(records, RequiredAcks::Leader, &Arc::new(Admission::new(None))).unwrap()
     }
 
     /// Appends a batch with a value of `bytes`, and waits until it is durable.

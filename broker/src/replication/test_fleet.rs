@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::peers::Peers;
+use super::producer_state::SteadyClock;
 use super::*;
 use crate::metadata::controller::fixtures::TestSettings;
 use crate::metadata::controller::{ControllerRequest, ControllerResponse, IsrChange, decide};
@@ -346,6 +347,8 @@ impl Fleet {
             replica_fetch_wait: self.fetch_wait,
             replica_fetch_bytes: 1 << 20,
             clock: Arc::new(|| 1_000_000),
+            steady_clock: SteadyClock::new(|| 0),
+            is_confirmed: Arc::new(|| true),
             retention_check_interval: Duration::from_secs(3_600),
             checkpoint_interval: Duration::from_secs(3_600),
             produce_times: crate::metrics::durations::Durations::default(),

@@ -30,7 +30,7 @@ impl Inner {
             if self.stopping.is_cancelled() {
                 return;
             }
-            partition.expire_producers(now_ms, idle_ms);
+            partition.expire_producers(idle_ms);
             let id = partition.id();
             match partition.log().retain(now_ms, partition.high_watermark()) {
                 Ok(0) | Err(StorageError::Gone | StorageError::Failed(_) | StorageError::Closed) => {}

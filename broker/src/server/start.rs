@@ -36,6 +36,7 @@ use crate::metadata::service::{
 use crate::metrics::Metrics;
 use crate::metrics::durations::Durations;
 use crate::replication::peers::FleetPeers;
+use crate::replication::producer_state::SteadyClock;
 use crate::replication::{CleanerOptions, LogCleaner, ReplicaManager, ReplicaManagerOptions};
 use crate::security::tls::{self, Tls};
 use crate::storage::journal::{JournalStore, JournalStoreOptions, OsDisk};
@@ -480,6 +481,7 @@ fn start_replicas(
     let (caught_up, is_caught_up) = watch::channel(false);
     tasks.spawn(watch_registration(metadata.handle(), metadata.broker_state(), caught_up, stop.clone()));
     let (settings_config, rates_config) = (Arc::clone(config), Arc::clone(config));
+    let state = metadata.broker_state();
     ReplicaManager::start(ReplicaManagerOptions {
         store: Arc::new(store),
         volume_uuid,
@@ -493,6 +495,8 @@ fn start_replicas(
         replica_fetch_wait: config.replica_fetch.wait,
         replica_fetch_bytes: config.replica_fetch.max_bytes,
         clock: Arc::new(unix_time_ms),
+        steady_clock: SteadyClock::of_machine(),
+        is_confirmed: Arc::new(move || state.borrow().is_confirmed(tokio::time::Instant::now())),
         retention_check_interval: config.retention_check_interval,
         checkpoint_interval: CHECKPOINT_INTERVAL,
         produce_times,

@@ -32,6 +32,7 @@ use crate::metadata::service::{
 use crate::metrics::Metrics;
 use crate::metrics::durations::Durations;
 use crate::replication::peers::FleetPeers;
+use crate::replication::producer_state::SteadyClock;
 use crate::replication::{ReplicaManager, ReplicaManagerOptions, ThrottleRates};
 use crate::server::calls::Calls;
 use crate::server::settings::{ControllerSettings, topic_settings};
@@ -351,6 +352,7 @@ impl Machine {
         tokio::spawn(watch_registration(metadata.handle(), state, caught_up, cancel.clone()));
         let settings_config = Arc::clone(config);
         let clock = Arc::clone(&self.clock);
+        let state = metadata.broker_state();
         ReplicaManager::start(ReplicaManagerOptions {
             store: Arc::new(store),
             volume_uuid: volume.volume_uuid(),
@@ -365,6 +367,8 @@ impl Machine {
             replica_fetch_wait: Duration::from_millis(400),
             replica_fetch_bytes: 1 << 20,
             clock: Arc::new(move || time_ms() + clock.load(Ordering::Relaxed)),
+            steady_clock: SteadyClock::of_machine(),
+            is_confirmed: Arc::new(move || state.borrow().is_confirmed(tokio::time::Instant::now())),
             retention_check_interval: Duration::from_secs(10),
             checkpoint_interval: Duration::from_secs(5),
             producer_id_expiration: Duration::from_secs(86_400),

@@ -469,7 +469,7 @@ pub(crate) fn replay_shows_each_header_once(volume: &dyn Volume) {
     log.append(&vec![batch(3, &[1; 200]); 10], 2);
     for from in [0, 1, 3, 14, 29, 30] {
         let mut seen = Vec::new();
-        log.log.replay(from, &mut |header, _| seen.push(header.base_offset)).expect("readable");
+        log.log.replay(from, &mut |header| seen.push(header.base_offset)).expect("readable");
         assert_eq!(seen, (from / 3..10).map(|number| number * 3).collect::<Vec<_>>(), "from {from}");
     }
 }

@@ -407,10 +407,8 @@ pub trait PartitionLog: Send + Sync + std::fmt::Debug {
     /// The latest epoch known.
     fn latest_epoch(&self) -> Option<i32>;
 
-    /// Shows the headers of all durable batches from the one that contains `from` on, each with the time at which it was
-    /// written, ms since 1970 by this broker's clock of then: of what was compacted the latest of its neighbours'. Blocks
-    /// on the disk.
-    fn replay(&self, from: i64, visit: &mut dyn FnMut(&BatchHeader, i64)) -> Result<(), StorageError>;
+    /// Shows the headers of all durable batches from the one that contains `from` on. Blocks on the disk.
+    fn replay(&self, from: i64, visit: &mut dyn FnMut(&BatchHeader)) -> Result<(), StorageError>;
 
     /// Replaces the settings.
     fn set_settings(&self, settings: LogSettings);

@@ -494,15 +494,14 @@ impl PartitionLog for SimLog {
         self.state.lock().epochs.latest()
     }
 
-    /// A simulated log knows no times of day: everything was written just now.
-    fn replay(&self, from: i64, visit: &mut dyn FnMut(&BatchHeader, i64)) -> Result<(), StorageError> {
+    fn replay(&self, from: i64, visit: &mut dyn FnMut(&BatchHeader)) -> Result<(), StorageError> {
         for batch in self.visible().iter().filter(|batch| batch.header.last_offset() >= from) {
             let header = parse_header(&batch.bytes).map_err(|error| StorageError::Damaged {
                 path: PathBuf::new(),
                 position: 0,
                 problem: error.to_string(),
             })?;
-            visit(&header, i64::MAX);
+            visit(&header);
         }
         Ok(())
     }

@@ -43,8 +43,19 @@ pub struct BrokerState {
     pub broker_epoch: Option<i64>,
     /// Whether the controller gives this broker leadership, and clients see it.
     pub in_service: bool,
+    /// When the controller's word that this broker is in service ends, unless it says so again: a session after the heartbeat
+    /// that it answered was sent. `None` while it says the contrary, or nothing yet.
+    pub confirmed_until: Option<Instant>,
     /// What keeps it from being in service.
     pub problem: Option<String>,
+}
+
+impl BrokerState {
+    /// Whether nobody else can have been elected unheard, as this broker is in service by the controller's word. One that was
+    /// cut off goes on taking itself for a leader until it has the metadata.
+    pub fn is_confirmed(&self, now: Instant) -> bool {
+        self.confirmed_until.is_some_and(|until| now < until)
+    }
 }
 
 /// Runs until `cancel`.
@@ -173,9 +184,16 @@ async fn send_heartbeats(shared: &Shared, broker_epoch: i64, complaint: &mut Com
             ready: !*stopping.borrow_and_update(),
         };
         status.mark_unchanged();
+        let sent = Instant::now();
         let pause = match send_heartbeat(shared, heartbeat, shared.options.heartbeat_interval).await {
             Heard::Known { fenced } => {
                 heard = Instant::now();
+                let confirmed_until = Some(sent + shared.options.session_timeout).filter(|_| !fenced);
+                // Nobody waits for it.
+                shared.broker.send_if_modified(|state| {
+                    state.confirmed_until = confirmed_until;
+                    false
+                });
                 complaint.clear(shared);
                 // A fenced broker that is ready is being brought into service: soon ask whether it has been.
                 if fenced && heartbeat.ready { HEARTBEAT_RETRY } else { shared.options.heartbeat_interval }
@@ -338,6 +356,16 @@ impl Complaint {
 mod tests {
     use super::*;
     use crate::metadata::controller::fixtures::{add_topic, broker, image};
+
+    #[test]
+    fn a_broker_is_confirmed_for_a_session_after_the_heartbeat_that_was_answered() {
+        let sent = Instant::now();
+        let session = Duration::from_secs(9);
+        let state = BrokerState { confirmed_until: Some(sent + session), ..BrokerState::default() };
+        assert!(state.is_confirmed(sent + session - Duration::from_millis(1)));
+        assert!(!state.is_confirmed(sent + session));
+        assert!(!BrokerState::default().is_confirmed(sent));
+    }
 
     #[test]
     fn a_broker_that_stops_waits_only_for_replicas_that_can_come() {

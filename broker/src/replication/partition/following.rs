@@ -27,7 +27,6 @@ impl Partition {
         leader_epoch: i32,
         records: &RecordBytes,
         admission: &Arc<Admission>,
-        now_ms: i64,
     ) -> Result<i64, FollowError> {
         // Checked before anything is appended, and without the lock.
         let mut batches = Vec::new();
@@ -51,7 +50,7 @@ impl Partition {
         for batch in batches {
             let header = batch.header;
             self.log.append(batch, Arc::clone(admission))?;
-            self.record(&mut state, &header, now_ms);
+            self.record(&mut state, &header);
         }
         Ok(self.log.ends().log_end)
     }
@@ -91,7 +90,7 @@ impl Partition {
 
     /// For a follower: cuts off what the leader does not have (L3), after it said where the logs part. The follower asks
     /// again afterwards. Blocks on the disk.
-    pub fn truncate_to(&self, leader_epoch: i32, leader: EpochEnd, now_ms: i64) -> Result<(), FollowError> {
+    pub fn truncate_to(&self, leader_epoch: i32, leader: EpochEnd) -> Result<(), FollowError> {
         let offset = match self.log.epoch_end(leader.leader_epoch) {
             Some(own) if own.leader_epoch == leader.leader_epoch => own.end_offset.min(leader.end_offset),
             // The leader's epoch is not known here: what is left ends with the epoch before it.
@@ -105,7 +104,7 @@ impl Partition {
         }
         self.reset(leader_epoch, |state| {
             let ends = self.log.truncate(offset)?;
-            self.cut_producers(state, ends.log_end, now_ms)?;
+            self.cut_producers(state, ends.log_end)?;
             Ok(ends)
         })
     }
@@ -121,13 +120,13 @@ impl Partition {
     }
 
     /// Brings the producers' state in line with a log that was cut to `log_end`.
-    fn cut_producers(&self, state: &mut State, log_end: i64, now_ms: i64) -> Result<(), StorageError> {
+    fn cut_producers(&self, state: &mut State, log_end: i64) -> Result<(), StorageError> {
         let State { producers, undo_log, snapshots, .. } = &mut *state;
         snapshots.retain(|snapshot| snapshot.offset <= log_end);
         if undo_log.cut(producers, log_end) {
             return Ok(());
         }
-        match producers_at(self.id, self.log.as_ref(), snapshots, log_end, now_ms) {
+        match producers_at(self.id, self.log.as_ref(), snapshots, log_end, self.steady_clock.now_ms()) {
             Ok(found) => (*producers, *undo_log) = found,
             Err(error) => {
                 // It must not know batches any more that are cut off: their repetitions would not be stored.

@@ -133,7 +133,7 @@ pub(crate) fn compaction_keeps_the_last_record_of_each_key_c4(volume: &dyn Volum
         assert_eq!(log.log.size(), log.bytes_of_all(0));
         assert_eq!((log.log.epoch_at(0), log.log.latest_epoch()), (Some(3), Some(3)));
         let mut seen = Vec::new();
-        log.log.replay(0, &mut |header, _| seen.push(header.base_offset)).expect("readable");
+        log.log.replay(0, &mut |header| seen.push(header.base_offset)).expect("readable");
         assert_eq!(seen, [2, 3, 4, 6, 7]);
         let again = compact(log);
         assert_eq!((again.passes, again.first_dirty), (0, 8), "nothing is dirty");

@@ -345,7 +345,7 @@ fn check_log(number: i32, model: &Model, log: &Opened, may_be_shorter: bool, cra
         }
     }
     let mut shown = 0;
-    let replayed = log.log.replay(ends.log_start, &mut |header, _| {
+    let replayed = log.log.replay(ends.log_start, &mut |header| {
         expected(header);
         shown += 1;
     });

@@ -368,7 +368,7 @@ impl PartitionLog for JournalLog {
         self.state.lock().epochs.latest()
     }
 
-    fn replay(&self, from: i64, visit: &mut dyn FnMut(&BatchHeader, i64)) -> Result<(), StorageError> {
+    fn replay(&self, from: i64, visit: &mut dyn FnMut(&BatchHeader)) -> Result<(), StorageError> {
         self.replay_from(from, visit)
     }
 

@@ -1,7 +1,6 @@
 //! Batches that a start has seen while it replayed the journal, shown to who opens their log.
 
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
 
 use super::{Directory, options};
 use crate::storage::batch::samples::batch;
@@ -12,7 +11,7 @@ use crate::storage::{CheckpointEntry, LogStore, StorageError};
 /// Base offset and checksum of the batches that a replay from `from` shows.
 fn replayed(log: &Opened, from: i64) -> Result<Vec<(i64, u32)>, StorageError> {
     let mut seen = Vec::new();
-    log.log.replay(from, &mut |header, _| seen.push((header.base_offset, header.crc)))?;
+    log.log.replay(from, &mut |header| seen.push((header.base_offset, header.crc)))?;
     Ok(seen)
 }
 
@@ -71,22 +70,6 @@ fn what_was_not_replayed_is_read_before_it() {
             assert_eq!(replayed(&log, from).unwrap(), whole[first..], "from {from}");
         }
         store.close();
-    }
-}
-
-#[test]
-fn each_batch_is_shown_with_the_time_at_which_it_was_written() {
-    let now = || i64::try_from(UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
-    let before = now();
-    let (volume, _disk, whole) = crashed();
-    let after = now();
-    let store: Arc<dyn LogStore> = Arc::new(volume.try_open().unwrap());
-    for (number, whole) in whole.iter().enumerate() {
-        let log = try_open(&store, i32::try_from(number).unwrap(), kept_for_ever()).unwrap();
-        let mut times = Vec::new();
-        log.log.replay(0, &mut |_, written_ms| times.push(written_ms)).unwrap();
-        assert_eq!(times.len(), whole.len());
-        assert!(times.is_sorted() && before <= times[0] && times[times.len() - 1] <= after, "{times:?}");
     }
 }
 

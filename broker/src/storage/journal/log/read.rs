@@ -366,7 +366,7 @@ impl JournalLog {
     pub(super) fn replay_from(
         &self,
         from: i64,
-        visit: &mut dyn FnMut(&BatchHeader, i64),
+        visit: &mut dyn FnMut(&BatchHeader),
     ) -> Result<(), StorageError> {
         let known = self.shared.replayed.lock().take(self.partition);
         let ends = self.state.lock().ends();
@@ -375,19 +375,18 @@ impl JournalLog {
         }
         self.settle()?;
         let mut next = from;
-        let mut show = |header: &BatchHeader, written_ms| {
+        let mut show = |header: &BatchHeader| {
             if header.last_offset() >= next {
-                visit(header, written_ms);
+                visit(header);
                 next = header.next_offset();
             }
         };
         self.visit_runs_but(&known, from.max(ends.log_start), i64::MAX, |placed, seen| {
-            let written_ms = placed.run.written_ms;
             match seen {
-                Seen::Headers(headers) => headers.iter().for_each(|header| show(header, written_ms)),
+                Seen::Headers(headers) => headers.iter().for_each(&mut show),
                 Seen::Bytes(bytes) => {
                     check_sums(&bytes).map_err(|(position, error)| self.damaged(placed, position, &error))?;
-                    WholeBatches::new(&bytes).for_each(|(_, header)| show(&header, written_ms));
+                    WholeBatches::new(&bytes).for_each(|(_, header)| show(&header));
                 }
             }
             Ok(true)
