@@ -72,7 +72,8 @@ pub struct ReplicaManagerOptions {
     pub clock: Arc<dyn Fn() -> i64 + Send + Sync>,
     /// The time by which producers are idle.
     pub steady_clock: SteadyClock,
-    /// Whether this broker is in service by the controller's latest word, and that is not old: else others may lead.
+    /// Whether this broker is in service by the controller's latest word, and that is not old: else it is likely that others
+    /// lead.
     pub is_confirmed: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Time between two looks for old segments (`log.retention.check.interval.ms`).
     pub retention_check_interval: Duration,

@@ -51,8 +51,9 @@ pub struct BrokerState {
 }
 
 impl BrokerState {
-    /// Whether nobody else can have been elected unheard, as this broker is in service by the controller's word. One that was
-    /// cut off goes on taking itself for a leader until it has the metadata.
+    /// Whether the controller has said within a session that this broker is in service. One that was cut off goes on taking
+    /// itself for a leader until it has the metadata. No proof that it leads: a broker that comes back is in service as soon
+    /// as it knows of its own registration, which may be before it knows who was elected in its place.
     pub fn is_confirmed(&self, now: Instant) -> bool {
         self.confirmed_until.is_some_and(|until| now < until)
     }
