@@ -58,19 +58,41 @@ pub(super) struct Closer {
 }
 
 /// Where the log ends. Does not keep the store open.
-pub(super) struct LogEnd(Arc<Memory>);
+pub(super) struct LogEnd {
+    memory: Arc<Memory>,
+    requests: mpsc::WeakSender<Request>,
+}
 
 impl LogEnd {
     /// Last entry that was appended, whether it is on disk yet or not.
     pub(super) fn last(&self) -> Option<LogId> {
-        self.0.state.lock().last
+        self.memory.state.lock().last
+    }
+
+    /// Resolves when everything that was appended before the call is on disk.
+    ///
+    /// # Errors
+    /// If it cannot be written, or the store is closed.
+    pub(super) async fn sync(&self) -> io::Result<()> {
+        let requests = self.requests.upgrade().ok_or_else(writer_gone)?;
+        write(&requests, |done| Request::Sync { done }).await
     }
 
     /// Index of the first entry that has not been dropped.
     #[cfg(test)]
     pub(super) fn first_index(&self) -> u64 {
-        self.0.state.lock().first_index()
+        self.memory.state.lock().first_index()
     }
+}
+
+/// Has `request` written, and waits until it is on disk.
+async fn write(
+    requests: &mpsc::Sender<Request>,
+    request: impl FnOnce(writer::Done) -> Request,
+) -> io::Result<()> {
+    let (done, written) = oneshot::channel();
+    requests.send(request(done)).await.map_err(|_| writer_gone())?;
+    written.await.map_err(|_| writer_gone())?
 }
 
 #[derive(Default)]
@@ -173,7 +195,7 @@ impl LogStore {
 
     /// Tells where the log ends, also while the store is being closed.
     pub(super) fn log_end(&self) -> LogEnd {
-        LogEnd(Arc::clone(&self.shared.memory))
+        LogEnd { memory: Arc::clone(&self.shared.memory), requests: self.shared.requests.downgrade() }
     }
 
     /// The stored snapshot. Blocks on the disk.
@@ -183,13 +205,7 @@ impl LogStore {
 
     /// Replaces the stored snapshot; durable when this returns.
     pub(super) async fn save_snapshot(&self, snapshot: Bytes) -> io::Result<()> {
-        self.write(|done| Request::Snapshot { snapshot, done }).await
-    }
-
-    async fn write(&self, request: impl FnOnce(writer::Done) -> Request) -> io::Result<()> {
-        let (done, written) = oneshot::channel();
-        self.send(request(done)).await?;
-        written.await.map_err(|_| writer_gone())?
+        write(&self.shared.requests, |done| Request::Snapshot { snapshot, done }).await
     }
 
     async fn send(&self, request: Request) -> io::Result<()> {
@@ -290,7 +306,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let bytes = codec::encode_vote(vote)?;
-        self.write(|done| Request::Vote { vote: bytes, done }).await?;
+        write(&self.shared.requests, |done| Request::Vote { vote: bytes, done }).await?;
         self.shared.memory.state.lock().vote = Some(*vote);
         Ok(())
     }

@@ -68,7 +68,10 @@ async fn what_was_written_is_there_after_a_restart() {
     store.save_committed(Some(log_id(2, 20))).await.unwrap();
     store.save_snapshot(Bytes::from_static(b"snapshot")).await.unwrap();
     let expected = log_ids(&mut store).await;
+    let log_end = store.log_end();
+    log_end.sync().await.unwrap();
     close(store, closer).await;
+    assert!(log_end.sync().await.is_err(), "the log is closed");
 
     let (mut store, closer) = open(directory.path()).unwrap();
     assert_eq!(log_ids(&mut store).await, expected);

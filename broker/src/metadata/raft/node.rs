@@ -413,6 +413,6 @@ pub(super) fn malformed(error: CodecError) -> Failure {
     Failure::new(FailureKind::Malformed, error.to_string())
 }
 
-fn stopped(error: impl std::fmt::Display) -> Failure {
+pub(super) fn stopped(error: impl std::fmt::Display) -> Failure {
     Failure::new(FailureKind::Failed, error.to_string())
 }

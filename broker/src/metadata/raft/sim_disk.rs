@@ -60,6 +60,11 @@ impl SimRaftDisk {
         self.state.lock().under_way = Some(writes);
     }
 
+    /// Whether the value of a key would survive any crash.
+    pub(super) fn has_synced(&self, key: &[u8]) -> bool {
+        self.state.lock().synced.contains_key(key)
+    }
+
     /// The process ends; the machine goes on.
     pub(crate) fn process_ends(&self) {
         let mut state = self.state.lock();

@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use openraft::raft::SnapshotResponse;
 
 use super::codec::{self, SnapshotPiece};
-use super::node::{RaftNode, malformed};
+use super::node::{RaftNode, malformed, stopped};
 use super::types::{Snapshot, TypeConfig};
 use crate::fleet::{Failure, FailureKind};
 
@@ -19,6 +19,10 @@ pub(super) struct Transfer {
 }
 
 impl RaftNode {
+    /// Takes a piece of a snapshot in, and installs the snapshot when it is complete.
+    ///
+    /// The sender takes the answer to the last piece for "everything up to there is on disk". openraft answers at once if
+    /// it knows that everything up to there is committed, although the entries that came before may not be on disk yet.
     pub(super) async fn receive_snapshot(
         &self,
         peer: u64,
@@ -27,10 +31,10 @@ impl RaftNode {
         let vote = piece.vote;
         let Some(snapshot) = self.collect(peer, piece)? else { return Ok(SnapshotResponse::new(vote)) };
         let meta = codec::decode_snapshot(snapshot.clone()).map_err(malformed)?.meta;
-        self.raft
-            .install_full_snapshot(vote, Snapshot { meta, snapshot })
-            .await
-            .map_err(|fatal| Failure::new(FailureKind::Failed, fatal.to_string()))
+        let answer =
+            self.raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await.map_err(stopped)?;
+        self.log_end.sync().await.map_err(stopped)?;
+        Ok(answer)
     }
 
     /// Adds a piece to what came before; returns the whole when it is complete.
@@ -66,3 +70,8 @@ impl RaftNode {
         Ok(transfers.remove(&peer).map(|transfer| transfer.received.freeze()))
     }
 }
+
+#[cfg(test)]
+#[path = "transfers_test.rs"]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod tests;

@@ -38,6 +38,8 @@ pub(super) enum Request {
     Vote { vote: Bytes, done: Done },
     /// A new snapshot, in the place of the one before.
     Snapshot { snapshot: Bytes, done: Done },
+    /// Nothing; it is done when all that was requested before is on disk.
+    Sync { done: Done },
 }
 
 /// What the writer tells and asks the log store between batches.
@@ -157,6 +159,10 @@ impl Writer {
             }
             Request::Snapshot { snapshot, done } => {
                 batch.writes.put(keys::SNAPSHOT, snapshot);
+                batch.synced = true;
+                batch.waiting.push(Waiting::Done(done));
+            }
+            Request::Sync { done } => {
                 batch.synced = true;
                 batch.waiting.push(Waiting::Done(done));
             }
