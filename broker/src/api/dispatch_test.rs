@@ -69,7 +69,7 @@ impl Broker {
             replica_fetch_bytes: 1 << 20,
             clock: Arc::new(|| NOW_MS),
             steady_clock: SteadyClock::new(|| 0),
-            is_confirmed: Arc::new(|| true),
+            is_confirmed: Arc::new(|_applied_index| true),
             retention_check_interval: Duration::from_secs(300),
             checkpoint_interval: Duration::from_secs(60),
             produce_times: crate::metrics::durations::Durations::default(),

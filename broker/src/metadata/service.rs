@@ -36,7 +36,7 @@ use crate::fleet::{CallHandler, FleetClient, LocalNode};
 use crate::volume::Volume;
 
 pub use self::describe::{QuorumDescription, ReplicaDescription};
-pub use self::lifecycle::BrokerState;
+pub use self::lifecycle::{BrokerState, Confirmation};
 pub use self::voters::VoterPolicy;
 
 /// Requests that wait for the controller. At a few milliseconds each this is a second of work; beyond that, waiting

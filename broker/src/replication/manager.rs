@@ -72,9 +72,9 @@ pub struct ReplicaManagerOptions {
     pub clock: Arc<dyn Fn() -> i64 + Send + Sync>,
     /// The time by which producers are idle.
     pub steady_clock: SteadyClock,
-    /// Whether this broker is in service by the controller's latest word, and that is not old: else it is likely that others
-    /// lead.
-    pub is_confirmed: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Whether this broker is in service by the controller's latest word, that is not old, and the controller knew no more
+    /// than the metadata up to this log index: else it is likely that others lead.
+    pub is_confirmed: Arc<dyn Fn(u64) -> bool + Send + Sync>,
     /// Time between two looks for old segments (`log.retention.check.interval.ms`).
     pub retention_check_interval: Duration,
     /// Longest time between an append and the checkpoint that covers it.
@@ -517,8 +517,8 @@ impl Inner {
             },
             Err(error) => {
                 // Producers give up at that. It may be a later leader that has what is missing here.
-                let unsure =
-                    error.code() == ErrorCode::OutOfOrderSequenceNumber && !(self.options.is_confirmed)();
+                let unsure = error.code() == ErrorCode::OutOfOrderSequenceNumber
+                    && !(self.options.is_confirmed)(*self.applied.borrow());
                 let code = if unsure { ErrorCode::NotLeaderOrFollower } else { error.code() };
                 let outcome = self.refuse(partition.id(), code, Some(error.to_string()));
                 PendingItem { outcome: ProduceOutcome { log_start_offset, ..outcome }, waiting: None }

@@ -136,7 +136,7 @@ impl Broker {
             replica_fetch_bytes: 1 << 20,
             clock: Arc::new(move || time.load(Ordering::Relaxed)),
             steady_clock: SteadyClock::new(move || passed.load(Ordering::Relaxed)),
-            is_confirmed: Arc::new(|| true),
+            is_confirmed: Arc::new(|_applied_index| true),
             retention_check_interval: Duration::from_secs(3_600),
             checkpoint_interval: Duration::from_secs(3_600),
             produce_times: crate::metrics::durations::Durations::default(),

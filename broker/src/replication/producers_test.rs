@@ -1,6 +1,6 @@
 //! What is known of producers.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 
 use super::*;
 
@@ -86,16 +86,16 @@ async fn a_clock_of_day_that_is_set_has_no_producer_forgotten_i1_i4() {
 async fn a_leader_that_the_controller_may_have_replaced_judges_no_gap_as_a_later_one_may_have_what_is_missing_i2()
  {
     let volume = volume();
-    let is_confirmed = Arc::new(AtomicBool::new(true));
-    let told = Arc::clone(&is_confirmed);
+    let controller_knows = Arc::new(AtomicU64::new(5));
+    let told = Arc::clone(&controller_knows);
     let broker = Broker::start_as(volume.path(), image(5, &[(1, &[OURS])]), true, |options| {
-        options.is_confirmed = Arc::new(move || told.load(Ordering::Relaxed));
+        options.is_confirmed = Arc::new(move |applied_index| applied_index >= told.load(Ordering::Relaxed));
     })
     .await;
     let sent = |sequence| producer_batch((7, 0, sequence), &[1_000], b"v");
     assert_eq!(broker.produce(id(1, 0), sent(0)).await.error, ErrorCode::None);
     assert_eq!(broker.produce(id(1, 0), sent(5)).await.error, ErrorCode::OutOfOrderSequenceNumber);
-    is_confirmed.store(false, Ordering::Relaxed);
+    controller_knows.store(6, Ordering::Relaxed);
     assert_eq!(broker.produce(id(1, 0), sent(5)).await.error, ErrorCode::NotLeaderOrFollower);
     assert_eq!(broker.produce(id(1, 0), sent(1)).await.error, ErrorCode::None, "what follows is taken");
     broker.manager.shutdown().await;

@@ -348,7 +348,7 @@ impl Fleet {
             replica_fetch_bytes: 1 << 20,
             clock: Arc::new(|| 1_000_000),
             steady_clock: SteadyClock::new(|| 0),
-            is_confirmed: Arc::new(|| true),
+            is_confirmed: Arc::new(|_applied_index| true),
             retention_check_interval: Duration::from_secs(3_600),
             checkpoint_interval: Duration::from_secs(3_600),
             produce_times: crate::metrics::durations::Durations::default(),

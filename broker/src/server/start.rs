@@ -496,7 +496,9 @@ fn start_replicas(
         replica_fetch_bytes: config.replica_fetch.max_bytes,
         clock: Arc::new(unix_time_ms),
         steady_clock: SteadyClock::of_machine(),
-        is_confirmed: Arc::new(move || state.borrow().is_confirmed(tokio::time::Instant::now())),
+        is_confirmed: Arc::new(move |applied_index| {
+            state.borrow().is_confirmed(tokio::time::Instant::now(), applied_index)
+        }),
         retention_check_interval: config.retention_check_interval,
         checkpoint_interval: CHECKPOINT_INTERVAL,
         produce_times,

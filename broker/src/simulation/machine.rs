@@ -368,7 +368,9 @@ impl Machine {
             replica_fetch_bytes: 1 << 20,
             clock: Arc::new(move || time_ms() + clock.load(Ordering::Relaxed)),
             steady_clock: SteadyClock::of_machine(),
-            is_confirmed: Arc::new(move || state.borrow().is_confirmed(tokio::time::Instant::now())),
+            is_confirmed: Arc::new(move |applied_index| {
+                state.borrow().is_confirmed(tokio::time::Instant::now(), applied_index)
+            }),
             retention_check_interval: Duration::from_secs(10),
             checkpoint_interval: Duration::from_secs(5),
             producer_id_expiration: Duration::from_secs(86_400),

@@ -61,8 +61,8 @@ impl Shared {
 /// What the leader says to a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// The broker is known; whether it is out of service.
-    Known { fenced: bool },
+    /// The broker is known; whether it is out of service, by the metadata up to this log index.
+    Known { fenced: bool, log_index: u64 },
     /// The broker has to register.
     RegisterAgain,
     /// Ask another node, or later.
@@ -121,7 +121,10 @@ impl Shared {
         });
         let mut answer = wire::HeartbeatAnswer::default();
         match heard {
-            Heard::Known { fenced } => (answer.outcome, answer.fenced) = (HEARD, fenced),
+            Heard::Known { fenced, log_index } => {
+                (answer.outcome, answer.fenced) = (HEARD, fenced);
+                answer.log_index = log_index.cast_signed();
+            }
             Heard::RegisterAgain => answer.outcome = REGISTER_AGAIN,
             Heard::NotController => answer.outcome = NOT_CONTROLLER,
         }
@@ -135,11 +138,11 @@ impl Shared {
         match verdict {
             Verdict::Heard => {
                 let fenced = image.brokers.get(&heartbeat.broker_id).is_none_or(|broker| broker.fenced);
-                Heard::Known { fenced }
+                Heard::Known { fenced, log_index: image.log_index }
             }
             Verdict::Unfence => {
                 self.unfence(heartbeat);
-                Heard::Known { fenced: true }
+                Heard::Known { fenced: true, log_index: image.log_index }
             }
             Verdict::RegisterAgain => Heard::RegisterAgain,
             Verdict::NotLeading => Heard::NotController,
@@ -262,7 +265,10 @@ pub(super) async fn send_heartbeat(shared: &Shared, heartbeat: Heartbeat, timeou
     };
     match call_for::<wire::HeartbeatAnswer>(shared, &peer, Method::Heartbeat, &call, timeout).await {
         Ok(answer) => match answer.outcome {
-            HEARD => Heard::Known { fenced: answer.fenced },
+            HEARD => Heard::Known {
+                fenced: answer.fenced,
+                log_index: u64::try_from(answer.log_index).unwrap_or(0),
+            },
             REGISTER_AGAIN => Heard::RegisterAgain,
             _ => Heard::NotController,
         },

@@ -43,19 +43,29 @@ pub struct BrokerState {
     pub broker_epoch: Option<i64>,
     /// Whether the controller gives this broker leadership, and clients see it.
     pub in_service: bool,
-    /// When the controller's word that this broker is in service ends, unless it says so again: a session after the heartbeat
-    /// that it answered was sent. `None` while it says the contrary, or nothing yet.
-    pub confirmed_until: Option<Instant>,
+    /// The controller's latest word that this broker is in service. `None` while it says the contrary, or nothing yet.
+    pub confirmation: Option<Confirmation>,
     /// What keeps it from being in service.
     pub problem: Option<String>,
 }
 
+/// What the controller said to a heartbeat of a broker in service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Confirmation {
+    /// When it ends unless it is said again: a session after the heartbeat was sent.
+    pub until: Instant,
+    /// Log index of the metadata that the controller had. A broker that has not applied as much may not know who was elected
+    /// in its place.
+    pub log_index: u64,
+}
+
 impl BrokerState {
-    /// Whether the controller has said within a session that this broker is in service. One that was cut off goes on taking
-    /// itself for a leader until it has the metadata. No proof that it leads: a broker that comes back is in service as soon
-    /// as it knows of its own registration, which may be before it knows who was elected in its place.
-    pub fn is_confirmed(&self, now: Instant) -> bool {
-        self.confirmed_until.is_some_and(|until| now < until)
+    /// Whether the controller has said within a session that this broker is in service, and the broker, which has applied
+    /// the metadata up to `applied_index`, knew then all that the controller knew. One that was cut off goes on taking
+    /// itself for a leader until it has the metadata. No proof that it leads: it may have been replaced since.
+    pub fn is_confirmed(&self, now: Instant, applied_index: u64) -> bool {
+        self.confirmation
+            .is_some_and(|confirmation| now < confirmation.until && applied_index >= confirmation.log_index)
     }
 }
 
@@ -187,12 +197,12 @@ async fn send_heartbeats(shared: &Shared, broker_epoch: i64, complaint: &mut Com
         status.mark_unchanged();
         let sent = Instant::now();
         let pause = match send_heartbeat(shared, heartbeat, shared.options.heartbeat_interval).await {
-            Heard::Known { fenced } => {
+            Heard::Known { fenced, log_index } => {
                 heard = Instant::now();
-                let confirmed_until = Some(sent + shared.options.session_timeout).filter(|_| !fenced);
+                let until = sent + shared.options.session_timeout;
                 // Nobody waits for it.
                 shared.broker.send_if_modified(|state| {
-                    state.confirmed_until = confirmed_until;
+                    state.confirmation = (!fenced).then_some(Confirmation { until, log_index });
                     false
                 });
                 complaint.clear(shared);
@@ -359,13 +369,15 @@ mod tests {
     use crate::metadata::controller::fixtures::{add_topic, broker, image};
 
     #[test]
-    fn a_broker_is_confirmed_for_a_session_after_the_heartbeat_that_was_answered() {
-        let sent = Instant::now();
-        let session = Duration::from_secs(9);
-        let state = BrokerState { confirmed_until: Some(sent + session), ..BrokerState::default() };
-        assert!(state.is_confirmed(sent + session - Duration::from_millis(1)));
-        assert!(!state.is_confirmed(sent + session));
-        assert!(!BrokerState::default().is_confirmed(sent));
+    fn a_broker_is_confirmed_until_the_session_ends_if_it_has_applied_what_the_controller_had() {
+        let now = Instant::now();
+        let until = now + Duration::from_secs(9);
+        let confirmation = Some(Confirmation { until, log_index: 20 });
+        let state = BrokerState { confirmation, ..BrokerState::default() };
+        assert!(state.is_confirmed(until - Duration::from_millis(1), 20));
+        assert!(!state.is_confirmed(until, 20), "the session is over");
+        assert!(!state.is_confirmed(now, 19), "the controller knew more");
+        assert!(!BrokerState::default().is_confirmed(now, 20), "nothing was said");
     }
 
     #[test]

@@ -232,6 +232,13 @@ async fn three_brokers_agree_and_survive_the_loss_of_their_leader() {
     let quorum = brokers[0].quorum();
     assert_eq!(quorum.voters.len(), 3);
 
+    for broker in &brokers {
+        let (handle, state) = (broker.service.handle(), broker.service.broker_state());
+        let is_confirmed = |applied_index| state.borrow().is_confirmed(Instant::now(), applied_index);
+        eventually("the controller confirms every broker", || is_confirmed(handle.image().log_index)).await;
+        assert!(!is_confirmed(0), "it knows more than a broker that has applied nothing");
+    }
+
     // Asked at a follower, decided at the leader, seen by everyone.
     let follower = brokers.iter().find(|broker| !broker.quorum().is_leader()).unwrap();
     make_topic(&follower.service.handle(), "orders").await;
