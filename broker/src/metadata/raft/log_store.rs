@@ -69,7 +69,7 @@ impl LogEnd {
         self.memory.state.lock().last
     }
 
-    /// Resolves when everything that was appended before the call is on disk.
+    /// Resolves when everything that was appended before the call is on disk. Cancel-safe.
     ///
     /// # Errors
     /// If it cannot be written, or the store is closed.

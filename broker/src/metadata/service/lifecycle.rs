@@ -61,8 +61,8 @@ pub struct Confirmation {
 
 impl BrokerState {
     /// Whether the controller has said within a session that this broker is in service, and the broker, which has applied
-    /// the metadata up to `applied_index`, knew then all that the controller knew. One that was cut off goes on taking
-    /// itself for a leader until it has the metadata. No proof that it leads: it may have been replaced since.
+    /// the metadata up to `applied_index`, has all that the controller had then. One that was cut off goes on taking itself
+    /// for a leader until it has the metadata. No proof that it leads: it may have been replaced since.
     pub fn is_confirmed(&self, now: Instant, applied_index: u64) -> bool {
         self.confirmation
             .is_some_and(|confirmation| now < confirmation.until && applied_index >= confirmation.log_index)
